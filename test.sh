@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The tests; arguments go to pytest, such as `-m slow` for the slow ones.
+set -euo pipefail
+cd "$(dirname "$0")"
+./setup.sh
+exec "${PYTHON:-.venv/bin/python}" -m pytest "$@"

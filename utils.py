@@ -1,0 +1,317 @@
+"""What every script needs and that has nothing to do with bounds.
+
+User errors in one line, the command-line parser, seeds, device and precision, versions, atomic
+files and JSON-lines result rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import io
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+TOOL_VERSION = "0.1.0"
+
+
+class InputError(ValueError):
+    """A mistake the user can fix: what came, what was expected, what to do, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # Quoted messages of other libraries run over several lines.
+        super().__init__(_one_line(message))
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line on stderr, without the usage text, exit code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # An abbreviation such as --data-r would silently change meaning when an option is added.
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Parses the command line; an unknown option is refused with the closest known one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            hint = suggest(unknown[0].split("=")[0], self._option_string_actions)
+            self.error(f"unknown argument {unknown[0]!r}{hint}; see --help")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Prints `error: message` as one line and exits with code 2."""
+        print(f"error: {_one_line(message)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run_cli(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Runs a command-line entry point; expected failures become one line on stderr, no traceback.
+
+    Programming errors are not caught: their traceback is what the maintainers need.
+
+    Args:
+        main: Entry point that takes the arguments (None: those of the process), returns a code.
+        argv: Arguments without the program name.
+
+    Returns:
+        The exit code: that of `main`, 2 after an error, 130 after Ctrl-C, 141 when the reader of
+        stdout has gone.
+    """
+    try:
+        return main(argv)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
+    except BrokenPipeError:
+        # What is still buffered must not raise a second time when the interpreter exits.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 141
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        return _fail(_memory_message(error), 2)
+    except OSError as error:
+        return _fail(_os_message(error), 2)
+    except (InputError, NotImplementedError) as error:
+        return _fail(str(error) or type(error).__name__, 2)
+    except RuntimeError as error:
+        # Torch reports exhausted host memory as a plain RuntimeError.
+        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        return _fail(_memory_message(error), 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _memory_message(error: BaseException) -> str:
+    return f"out of memory; lower --batch-size ({_one_line(str(error))[:120]})"
+
+
+def _os_message(error: OSError) -> str:
+    if error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Ending for "unknown ..." messages: `: did you mean 'x'?`, or '' when nothing is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f": did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def parse_params(text: str | None, **named: Any) -> dict[str, Any]:
+    """Factory arguments from the command line.
+
+    Args:
+        text: For example `width=32,depth=4`; values are read as int, float, true/false or text.
+        **named: Options of their own such as `--width`; those that are None are left out.
+
+    Returns:
+        The arguments by name.
+
+    Raises:
+        InputError: An item is not `name=value`, or a name is given twice.
+    """
+    params = {name: value for name, value in named.items() if value is not None}
+    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (equals and value and name.isidentifier()):
+            raise InputError(f"expected name=value,... as in width=32,depth=4, got {item!r}")
+        if name in params:
+            raise InputError(f"{name!r} is given twice; give it once")
+        params[name] = _parse_value(value)
+    return params
+
+
+def _parse_value(text: str) -> int | float | bool | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
+
+
+# --- seeds, device, precision, versions ---------------------------------------------------------
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, numpy and torch (all devices).
+
+    Raises:
+        InputError: `seed` is outside 0 .. 2^32 - 1, the range that numpy takes.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries draw from the global generator)
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device to compute on; `auto` is CUDA where there is one.
+
+    Raises:
+        InputError: The name is unknown, or CUDA is asked for and absent.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda")
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise InputError("device 'cuda' asked for, but torch sees no CUDA GPU; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+
+
+def choose_dtype(name: str = "auto", model: nn.Module | None = None) -> torch.dtype:
+    """The precision to compute in.
+
+    Args:
+        name: `float32`, `float64`, or `auto`: float64 if the model has float64 weights.
+        model: The model that `auto` looks at; without one `auto` is float32.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    named = {"float32": torch.float32, "float64": torch.float64}
+    if name in named:
+        return named[name]
+    if name != "auto":
+        raise InputError(f"unknown dtype {name!r}: expected float32, float64 or auto")
+    weights = model.parameters() if model is not None else ()
+    is_double = any(weight.dtype == torch.float64 for weight in weights)
+    return torch.float64 if is_double else torch.float32
+
+
+def disable_tf32() -> None:
+    """Makes float32 products on GPUs use float32; TF32's 10-bit mantissa would spoil a bound."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@functools.lru_cache(maxsize=1)
+def _tool_version() -> str:
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return TOOL_VERSION  # a copy without its history, or no git
+    return f"{TOOL_VERSION}+{commit.stdout.strip()}"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions that a result depends on; None for a package that is not installed."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "auto_LiRPA": installed("auto_LiRPA"),
+        "numpy": np.__version__,
+        "tool": _tool_version(),
+    }
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part.
+
+    Folders on the way are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def torch_save_atomic(content: Any, path: str | os.PathLike[str]) -> None:
+    """`torch.save` through `atomic_write_bytes`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
+    """Appends one result as a JSON line and forces it to disk.
+
+    A last line that a crash has cut off is closed first, so that it spoils only itself.
+
+    Args:
+        path: The rows' file; it and its folders are made if missing.
+        row: Values of JSON types, numpy or torch scalars and arrays.
+
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON cannot hold and no result may be.
+    """
+    line = json.dumps(row, allow_nan=False, default=lambda value: value.tolist()).encode()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the rows that `append_row` wrote; [] if there is no such file yet.
+
+    A row that was cut off by a crash is left out.
+
+    Raises:
+        InputError: A line is no row at all: the file is something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip() and not line.startswith(b"{"):
+            raise InputError(f"{path} line {number} is not a result row; name another output file")
+    return rows
