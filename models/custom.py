@@ -1,0 +1,46 @@
+"""A user's own network: `path/to/file.py:factory`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from utils import InputError, suggest
+
+
+def load_factory(name: str) -> Callable[..., nn.Module]:
+    """The function `factory` of the file in `path/to/file.py:factory`.
+
+    The file is executed, as `python path/to/file.py` would; it may import its neighbours.
+
+    Raises:
+        InputError: Not of that form, no such file, the file cannot be imported, or it has no
+            such function.
+    """
+    path_text, colon, attribute = name.rpartition(":")
+    path = Path(path_text)
+    if not colon or path.suffix != ".py" or not attribute.isidentifier():
+        raise InputError(f"model {name!r}: expected path/to/file.py:factory")
+    if not path.is_file():
+        raise InputError(f"model {name!r}: there is no file {path}")
+    folder = str(path.resolve().parent)
+    spec = importlib.util.spec_from_file_location(f"custom_model_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    # Registered before execution: dataclasses and pickling look modules up by name.
+    sys.modules[spec.name] = module
+    sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's own file may raise anything
+        raise InputError(f"cannot import {path}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        raise InputError(f"{path} has no function {attribute!r}{suggest(attribute, functions)}")
+    return factory
