@@ -1,0 +1,164 @@
+"""The library call: a network, a point, a radius -> certified bounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lipschitz.graph import Graph
+from lipschitz.lower_bound import Sampling, sample_gradients
+from lipschitz.methods import METHODS, Bounder, MethodOptions, choose_engine, class_upper_bounds
+from lipschitz.problem import BOUND, EXACT, LipschitzResult, LocalProblem, make_problem
+from lipschitz.tracing import build_graph
+from utils import disable_tf32
+
+
+class Prepared:
+    """A network made ready for one method, to be bounded on many boxes.
+
+    Args:
+        model: The network, in eval mode, or its graph.
+        input_shape: Shape of one input; not needed for a graph.
+        method: ``crown``, ``ibp`` or ``global``.
+        engine: ``auto_lirpa`` or ``native``; the method's default if None.
+        options: Options of the method.
+        dtype: Precision to compute in; the model's own if None.
+
+    Raises:
+        InputError, NotImplementedError: As :func:`lipschitz.tracing.build_graph`, or an unknown
+            method or engine.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Graph,
+        input_shape: Sequence[int] | None = None,
+        *,
+        method: str = "crown",
+        engine: str | None = None,
+        options: MethodOptions | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        disable_tf32()
+        self.method, self.engine = method, choose_engine(method, engine)
+        graph = model if isinstance(model, Graph) else build_graph(model, tuple(input_shape or ()))
+        self.graph = graph if dtype is None else graph.to(graph.device, dtype)
+        self._bounder: Bounder = METHODS[method].prepare[self.engine](
+            self.graph, options or MethodOptions()
+        )
+
+    def bound(
+        self,
+        problem: LocalProblem,
+        *,
+        tolerance: float = 1e-4,
+        sampling: Sampling | None = None,
+    ) -> LipschitzResult:
+        """Certified bounds of one problem on this network.
+
+        Args:
+            problem: What to bound, made with this object's ``graph``.
+            tolerance: Relative gap up to which the result is called exact.
+            sampling: How hard to look for the lower bound.
+        """
+        begin = time.perf_counter()
+        upper_bounds = class_upper_bounds(self._bounder, problem)
+        found = sample_gradients(problem, sampling)
+        best = int(found.norms.argmax())
+        upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
+        return LipschitzResult(
+            upper_bound=upper_bound,
+            lower_bound=lower_bound,
+            class_upper_bounds=tuple(upper_bounds.tolist()),
+            root_upper_bound=upper_bound,
+            status=EXACT if upper_bound <= lower_bound * (1 + tolerance) else BOUND,
+            witness=found.witnesses[best] if lower_bound > 0 else None,
+            method=self.method,
+            engine=self.engine,
+            seconds=time.perf_counter() - begin,
+            dtype=str(self.graph.dtype).removeprefix("torch."),
+            device=self.graph.device.type,
+        )
+
+
+def local_lipschitz(
+    model: nn.Module,
+    x: Tensor,
+    eps: float | Tensor,
+    *,
+    method: str = "crown",
+    engine: str | None = None,
+    classes: Sequence[int] | None = None,
+    margin_of: int | None = None,
+    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    optimize: bool = True,
+    dtype: torch.dtype | None = None,
+    tolerance: float = 1e-4,
+    seed: int = 0,
+) -> LipschitzResult:
+    """Certified bounds of the Linf local Lipschitz constant of a network around a point.
+
+    The constant is the largest l1 norm of any output's gradient over the box ``x +- eps``
+    (Shi et al. 2022, eq. 1). Units are those of the network's input: no normalisation is undone.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipschitz import local_lipschitz
+        >>> weights = torch.tensor([[1.0, -2.0], [0.5, 1.0]])
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(weights), model[0].bias.zero_()
+        ...     _ = model[2].weight.copy_(torch.tensor([[1.0, 1.0]]))
+        >>> x = torch.tensor([1.0, 0.0])  # both neurons stay active within 0.1
+        >>> result = local_lipschitz(model, x, eps=0.1)
+        >>> result.status, round(result.upper_bound, 4), round(result.lower_bound, 4)
+        ('exact', 2.5, 2.5)
+
+    Args:
+        model: A network in eval mode mapping [B, *input_shape] to [B, C].
+        x: The centre, [*input_shape] or [1, *input_shape].
+        eps: Box radius, a number or a tensor broadcastable to ``x``.
+        method: ``crown``, ``ibp`` or ``global``.
+        engine: ``auto_lirpa`` or ``native``; the method's default if None.
+        classes: Outputs to bound, all if None.
+        margin_of: A label y; then the margins ``f_y - f_c`` are bounded instead of the outputs.
+        clip: Smallest and largest value of an input, to which the box is cut.
+        optimize: Optimise the slopes of pre-activation bounds (method ``crown``).
+        dtype: Precision to compute in; the model's own if None.
+        tolerance: Relative gap up to which the result is called exact.
+        seed: Seed of the points sampled for the lower bound.
+
+    Returns:
+        Certified bounds, a witness of the lower one, and how they were found.
+
+    Raises:
+        InputError: A ValueError: something about the model, ``x`` or ``eps`` that the caller can
+            mend, said in one line.
+        NotImplementedError: A layer that is not supported, by name.
+    """
+    shape = x.shape[1:] if x.shape[:1] == (1,) and _takes(model, x) else x.shape
+    prepared = Prepared(
+        model,
+        shape,
+        method=method,
+        engine=engine,
+        options=MethodOptions(optimize=optimize),
+        dtype=dtype,
+    )
+    problem = make_problem(prepared.graph, x, eps, clip=clip, classes=classes, margin_of=margin_of)
+    return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))
+
+
+def _takes(model: nn.Module, batch: Tensor) -> bool:
+    """Whether the network takes ``batch`` as it is, that is, with its batch dimension."""
+    first = next(model.parameters(), None)
+    try:
+        with torch.no_grad():
+            output = model(batch if first is None else batch.to(first))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return output.dim() >= 2 and output.shape[0] == 1

@@ -1,0 +1,128 @@
+"""The network as a graph of affine maps and activations, with its backward pass.
+
+:func:`build_graph` traces a PyTorch module with ``torch.fx`` and refuses, by name, whatever is
+neither affine nor in the activation table. The graph's Jacobian is compared with autograd's on
+the original module before anything is bounded, so a wrong rule cannot pass silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.activations import Activation
+from lipschitz.affine import AffineMap
+
+SlopeFunction = Callable[["Node", Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network.
+
+    Attributes:
+        name: The traced name, for messages.
+        parents: Indices of the nodes it reads; empty for the input.
+        shape: Shape of its value without the batch dimension.
+        affine: The map, if this is an affine node.
+        activation: The activation, if this is an activation node (it has one parent, whose value
+            is the pre-activation and has the same shape).
+    """
+
+    name: str
+    parents: tuple[int, ...]
+    shape: torch.Size
+    affine: AffineMap | None = None
+    activation: Activation | None = None
+
+
+class Graph:
+    """A feed-forward network in topological order; node 0 is the input, the last the output.
+
+    The output has shape ``[B, C]``.
+    """
+
+    def __init__(self, nodes: Sequence[Node], device: torch.device, dtype: torch.dtype) -> None:
+        self.nodes = tuple(nodes)
+        self.device = device
+        self.dtype = dtype
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of one input, without the batch dimension."""
+        return self.nodes[0].shape
+
+    @property
+    def num_outputs(self) -> int:
+        """C, the number of outputs."""
+        return self.nodes[-1].shape[0]
+
+    @property
+    def activation_nodes(self) -> list[int]:
+        """Indices of the activation nodes, in forward order."""
+        return [i for i, node in enumerate(self.nodes) if node.activation is not None]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Graph:
+        """The same graph with its weights on ``device`` in ``dtype``."""
+        nodes = [
+            Node(
+                n.name,
+                n.parents,
+                n.shape,
+                None if n.affine is None else n.affine.to(device, dtype),
+                n.activation,
+            )
+            for n in self.nodes
+        ]
+        return Graph(nodes, torch.device(device), dtype)
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Value of every node at ``x`` ([B, *input_shape]); the last is the output [B, C]."""
+        values = [x]
+        for node in self.nodes[1:]:
+            inputs = [values[p] for p in node.parents]
+            if node.affine is not None:
+                values.append(node.affine.forward(*inputs))
+            else:
+                values.append(node.activation.forward(inputs[0]))
+        return values
+
+    def pull_back(
+        self, values: Sequence[Tensor], rows: Tensor, slope: SlopeFunction | None = None
+    ) -> Tensor:
+        """Gradient of ``rows . f(x)``, by the chain rule through the graph.
+
+        Args:
+            values: Value of every node, as :meth:`values` returns them, batch B.
+            rows: Output directions, [B, C].
+            slope: Slope of an activation node given its pre-activation; its true slope if None.
+
+        Returns:
+            ``J(x)^T rows``, [B, *input_shape].
+        """
+        cotangents: list[Tensor | None] = [None] * len(self.nodes)
+        cotangents[-1] = rows
+        for index in range(len(self.nodes) - 1, 0, -1):
+            node, cotangent = self.nodes[index], cotangents[index]
+            if cotangent is None:
+                continue
+            if node.affine is not None:
+                contributions = node.affine.adjoint(cotangent)
+            else:
+                preact = values[node.parents[0]]
+                s = node.activation.slope(preact) if slope is None else slope(node, preact)
+                contributions = (cotangent * s,)
+            for parent, contribution in zip(node.parents, contributions, strict=True):
+                previous = cotangents[parent]
+                cotangents[parent] = contribution if previous is None else previous + contribution
+            cotangents[index] = None
+        if cotangents[0] is None:
+            return torch.zeros(rows.shape[0], *self.input_shape, dtype=rows.dtype).to(rows.device)
+        return cotangents[0]
+
+    def gradients(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``J(x)^T rows`` at every point: x [B, *input_shape], rows [B, C]."""
+        return self.pull_back(self.values(x), rows)

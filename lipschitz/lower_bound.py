@@ -1,0 +1,160 @@
+"""Lower bounds: norms of true gradients at points of the box.
+
+A gradient at any point is a lower bound of the local Lipschitz constant, and its point a witness.
+Points are the centre, random points, random corners, and the path of a projected ascent. The
+gradient of a piecewise linear network is piecewise constant, so the ascent climbs a smooth
+stand-in, whose kinks are spread out and gradually sharpened; what is reported is always the true
+gradient's norm at the points it passes through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.graph import Graph, Node
+from lipschitz.problem import LocalProblem
+from lipschitz.rounding import guard
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How hard to look for large gradients.
+
+    Attributes:
+        num_random: Random points, and as many random corners.
+        ascent_steps: Steps of projected ascent.
+        ascent_rows: Only that many rows, those of the largest gradients so far, are climbed.
+        points_at_once: Point-row pairs evaluated in one batch.
+        seed: Seed of the random points.
+    """
+
+    num_random: int = 64
+    ascent_steps: int = 20
+    ascent_rows: int = 16
+    points_at_once: int = 1024
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """The largest true gradient norms found.
+
+    Attributes:
+        norms: One lower bound of the row's norm per row, [R]; 0 where no point was usable.
+        witnesses: The points, [R, *input_shape].
+    """
+
+    norms: Tensor
+    witnesses: Tensor
+
+
+def gradient_norms(graph: Graph, points: Tensor, rows: Tensor) -> Tensor:
+    """l1 norm of the true gradient of every row at every point.
+
+    Args:
+        graph: The network.
+        points: [P, *input_shape].
+        rows: [R, C].
+
+    Returns:
+        [P, R]; minus infinity where a kink makes the gradient at the point ambiguous.
+    """
+    num_points, num_rows = len(points), len(rows)
+    values = graph.values(points)
+    directions = rows.repeat(num_points, 1)
+
+    def pulled_back(slope_at_kink: float | None) -> Tensor:
+        def slope(node: Node, preact: Tensor) -> Tensor:
+            return node.activation.slope(preact, slope_at_kink).repeat_interleave(num_rows, 0)
+
+        return graph.pull_back(values, directions, slope)
+
+    gradients = pulled_back(None)
+    norms = gradients.flatten(1).abs().sum(1).reshape(num_points, num_rows)
+    kinks = [
+        graph.nodes[i].activation.at_kink(values[graph.nodes[i].parents[0]]).flatten(1).any(1)
+        for i in graph.activation_nodes
+    ]
+    if kinks and bool(torch.stack(kinks).any()):
+        # The slope at a kink may not matter (a dead neuron); where it does, the point is no
+        # witness: a product of one-sided slopes need not be a limit of gradients.
+        differs = (pulled_back(1.0) != gradients).flatten(1).any(1).reshape(num_points, num_rows)
+        norms = norms.masked_fill(differs, float("-inf"))
+    return norms
+
+
+def sample_gradients(problem: LocalProblem, sampling: Sampling | None = None) -> GradientNorms:
+    """Largest true gradient norm per row found by sampling and projected ascent.
+
+    The norms are lowered by the rounding guard, so that they hold for the network in real
+    arithmetic as far as the upper bounds do.
+    """
+    sampling = sampling or Sampling()
+    with torch.no_grad():
+        best = _Best(problem)
+        for points in _start_points(problem, sampling):
+            best.update(points, sampling.points_at_once)
+    if bool((problem.upper > problem.lower).any()):
+        _ascend(problem, best, sampling)
+    norms = best.norms.clamp(min=0) * (1 - guard(problem.graph.dtype))
+    return GradientNorms(norms, best.points)
+
+
+class _Best:
+    """Best norm and point so far, per row."""
+
+    def __init__(self, problem: LocalProblem) -> None:
+        self.problem = problem
+        rows = problem.rows
+        self.norms = torch.full_like(rows[:, 0], float("-inf"))
+        self.points = problem.centre.expand(len(rows), *problem.centre.shape).clone()
+
+    def update(self, points: Tensor, points_at_once: int) -> None:
+        """Take note of every row's gradient at every point, points [P, *input_shape]."""
+        rows = self.problem.rows
+        for part in points.split(max(1, points_at_once // len(rows))):
+            norms, winner = gradient_norms(self.problem.graph, part, rows).max(dim=0)
+            better = norms > self.norms
+            self.norms = torch.where(better, norms, self.norms)
+            self.points[better] = part[winner[better]]
+
+
+def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(sampling.seed)
+    shape = (sampling.num_random, *problem.centre.shape)
+    fractions = torch.rand(shape, generator=generator, dtype=torch.float64)
+    width = problem.upper - problem.lower
+    points = []
+    for fraction in (fractions, fractions.round()):
+        inside = problem.lower + fraction.to(width) * width
+        points.append(torch.minimum(torch.maximum(inside, problem.lower), problem.upper))
+    return [problem.centre[None], *points]
+
+
+def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
+    """Climb the smoothed norm of the leading rows from their best points."""
+    graph = problem.graph
+    leading = best.norms.topk(min(sampling.ascent_rows, len(best.norms))).indices
+    rows = problem.rows[leading]
+    points = best.points[leading].clone()
+    radius = (problem.upper - problem.lower) / 2
+    for step in range(sampling.ascent_steps):
+        remaining = 1 - step / sampling.ascent_steps
+
+        def smooth(node: Node, preact: Tensor, sharpness: float = 0.3 * remaining) -> Tensor:
+            scale = preact.detach().abs().mean().clamp(min=torch.finfo(preact.dtype).tiny)
+            return node.activation.smooth_slope(preact, sharpness * scale)
+
+        points.requires_grad_()
+        with torch.enable_grad():
+            surrogate = graph.pull_back(graph.values(points), rows, smooth).abs().sum()
+            if not surrogate.requires_grad:  # an affine network has one gradient everywhere
+                return
+            direction = torch.autograd.grad(surrogate, points)[0].sign()
+        with torch.no_grad():
+            points = points + 0.5 * remaining * radius * direction
+            points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
+            best.update(points, sampling.points_at_once)

@@ -1,0 +1,1 @@
+"""Engine B: batched bound propagation written directly on torch."""

@@ -1,0 +1,114 @@
+"""Every method on every network: the promises of an upper bound."""
+
+import pytest
+import torch
+from cases import CASES, REFERENCES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import jacobians, points_in_box
+from torch import nn
+
+from lipschitz import METHODS, Prepared, make_problem
+from lipschitz.methods import choose_engine, class_upper_bounds
+from utils import InputError
+
+PAIRS = [(method, engine) for method, entry in METHODS.items() for engine in entry.prepare]
+# Each method's bound is at most that of the one before it, on the same box.
+ORDER = ["global", "ibp", "crown"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize(("method", "engine"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_sampled_gradient_beats_an_upper_bound(case, method, engine, dtype):
+    model = case.model(dtype)
+    prepared = Prepared(model, case.input_shape, method=method, engine=engine)
+    for eps in (1e-3, 0.1, 3.0):
+        problem = make_problem(prepared.graph, case.point(dtype), eps)
+        result = prepared.bound(problem)
+        assert result.lower_bound <= result.upper_bound == max(result.class_upper_bounds)
+        assert result.dtype == str(dtype).removeprefix("torch.")
+        points = points_in_box(problem.lower, problem.upper, 50)
+        norms = jacobians(model, points).abs().flatten(2).sum(2).amax(0)
+        assert (norms <= torch.tensor(result.class_upper_bounds, dtype=norms.dtype)).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("eps", [0.0, 0.01, 0.3])
+def test_tighter_methods_are_tighter(case, eps):
+    bounds = []
+    for method in ORDER:
+        prepared = Prepared(case.model(), case.input_shape, method=method)
+        bounds.append(prepared.bound(make_problem(prepared.graph, case.point(), eps)).upper_bound)
+    assert bounds == pytest.approx(sorted(bounds, reverse=True), rel=1e-9)
+
+
+@pytest.mark.parametrize("reference", [r for r in REFERENCES if r.exact], ids=lambda r: r.file)
+@pytest.mark.parametrize(("method", "engine"), PAIRS)
+def test_no_bound_is_below_the_exact_constant(reference, method, engine):
+    prepared = Prepared(reference.model(), (16,), method=method, engine=engine)
+    result = prepared.bound(make_problem(prepared.graph, reference.point(), reference.eps))
+    assert result.lower_bound <= reference.exact * (1 + 1e-9) <= result.upper_bound * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    seed=st.integers(0, 10**6),
+    eps=st.sampled_from([0.0, 1e-3, 0.05, 0.5, 2.0, 100.0]),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    negative_slope=st.sampled_from([0.0, 0.2]),
+    residual=st.booleans(),
+)
+def test_random_networks_and_boxes(sizes, seed, eps, scale, negative_slope, residual):
+    model = RandomNet(sizes, seed, scale, negative_slope, residual)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sizes[0], generator=generator, dtype=torch.float64)
+    for method, engine in PAIRS:
+        prepared = Prepared(model, (sizes[0],), method=method, engine=engine)
+        problem = make_problem(prepared.graph, x, eps)
+        result = prepared.bound(problem)
+        norms = jacobians(model, points_in_box(problem.lower, problem.upper, 30, seed))
+        norms = norms.abs().flatten(2).sum(2).amax(0)
+        slack = 1e-12 * (1 + norms)
+        assert (norms <= torch.tensor(result.class_upper_bounds, dtype=norms.dtype) + slack).all()
+
+
+class RandomNet(nn.Module):
+    """Linear layers with activations between them, and a skip wherever two sizes agree."""
+
+    def __init__(self, sizes, seed, scale, negative_slope, residual):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b).double() for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.mul_(scale)
+        self.act = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+        self.residual = residual
+        self.eval()
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            y = layer(x)
+            if i < len(self.layers) - 1:
+                y = self.act(y)
+            if self.residual and layer.in_features == layer.out_features:
+                y = x + y
+            x = y
+        return x
+
+
+def test_unknown_names_are_refused_with_the_closest():
+    with pytest.raises(InputError, match="did you mean 'crown'"):
+        choose_engine("crwn", None)
+    with pytest.raises(InputError, match="auto_lirpa or native|native or auto_lirpa|native"):
+        choose_engine("global", "auto_lirpa")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bound_that_is_no_number_never_certifies(bad):
+    with pytest.raises(InputError, match="not a finite number"):
+        class_upper_bounds(lambda problem: torch.tensor([1.0, bad]), None)
