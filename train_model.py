@@ -28,6 +28,7 @@ from utils import (
     parse_params,
     run_cli,
     set_seed,
+    use_threads_that_pay,
     versions,
 )
 
@@ -273,6 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.load:
         load_weights(model, args.load, asked_for=args.model)
     model.to(device)
+    use_threads_that_pay(sum(weights.numel() for weights in model.parameters()))
 
     # The data's own seed stays 0: with a split per --seed, main.py would meet trained examples.
     where = {"model_input_shape": spec.input_shape, "root": args.data_root}

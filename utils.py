@@ -212,6 +212,19 @@ def disable_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def use_threads_that_pay(numbers_per_operation: int) -> None:
+    """Keeps torch to one CPU thread where its operations are too small to share out.
+
+    Threads that wait for each other make a tiny network many times slower as soon as another
+    process wants the cores. $OMP_NUM_THREADS, if set, is left to decide.
+
+    Args:
+        numbers_per_operation: Size of the largest tensor that one operation works on.
+    """
+    if numbers_per_operation < 100_000 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 @functools.lru_cache(maxsize=1)
 def _tool_version() -> str:
     command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]

@@ -240,3 +240,19 @@ def test_rows_refuse_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         utils.append_row(tmp_path / "rows.jsonl", {"upper_bound": float("nan")})
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "set_by_user", "expected"), [(10, None, 1), (10**6, None, 3), (10, "3", 3)]
+)
+def test_threads_only_where_they_pay(monkeypatch, size, set_by_user, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_by_user)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        utils.use_threads_that_pay(size)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Scripts that run the experiments and turn their rows into tables and pictures."""

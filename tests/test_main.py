@@ -1,0 +1,370 @@
+"""The command line as a user calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import REFERENCE, REFERENCES
+from torch import nn
+
+import main
+from models.checkpoint import Checkpoint, save_checkpoint
+from utils import run_cli
+
+ROOT = Path(__file__).parent.parent
+WEIGHTS = str(REFERENCE / "simple_mlp_3layer_16.pth")
+SIMPLE = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", "16", "--load", WEIGHTS]
+OWN = """
+import torch
+from torch import nn
+def make(hidden=6):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3)).eval()
+def in_training():
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+def dropped():
+    return nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.Linear(6, 3))
+def attention():
+    return nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)).eval()
+def poisoned():
+    model = make()
+    model[0].weight.data[0, 0] = float("nan")
+    return model
+def fails():
+    raise RuntimeError("no weights today")
+def number():
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    x = np.random.default_rng(0).random((3, 4), dtype=np.float32)
+    np.savez("points.npz", x=x, y=np.array([0, 1, 2]))
+    np.savez("unlabelled.npz", x=x)
+    return tmp_path
+
+
+def run(*argv: str) -> int:
+    try:
+        return run_cli(main.main, [*argv, "--quiet"])
+    except SystemExit as exit_:  # argparse's own errors
+        return exit_.code
+
+
+def rows(path: str = "rows.jsonl") -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_as_a_process():
+    command = [sys.executable, str(ROOT / "main.py"), *SIMPLE, "--eps", "0.05", "--no-optimize"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("example 0 label - upper 23.2958 lower 21.6")
+    assert lines[-1].startswith("avg_lip 23.30 avg_time ")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_as_a_process_is_one_line_on_stderr():
+    command = [sys.executable, str(ROOT / "main.py"), *SIMPLE, "--eps", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: --eps -1: expected a finite number, 0 or larger\n"
+
+
+@pytest.mark.parametrize("reference", REFERENCES[:6], ids=lambda r: f"{r.file}@{r.eps}")
+def test_row_of_a_reference_network(reference, capsys):
+    width = reference.file.split("_")[-1]
+    argv = ["--data", "simpleData", "--model", "simple_mlp_3layer", "--width", width]
+    argv += ["--load", str(REFERENCE / f"{reference.file}.pth"), "--eps", str(reference.eps)]
+    assert run(*argv, "--no-optimize", "--dtype", "float64", "--output", "rows.jsonl") == 0
+    (row,) = rows()
+    assert row["upper_bound"] == pytest.approx(reference.crown_root, rel=1e-6)
+    assert row["upper_bound"] == max(row["class_upper_bounds"]) == row["root_upper_bound"]
+    assert 0 < row["lower_bound"] <= (reference.exact or row["upper_bound"]) * (1 + 1e-9)
+    expected = {
+        "schema": 1,
+        "example": 0,
+        "label": None,
+        "data": "simple",
+        "model": "simple_mlp_3layer",
+        "method": "crown",
+        "engine": "auto_lirpa",
+        "norm": "inf",
+        "eps": reference.eps,
+        "status": "bound",
+        "domains": 0,
+        "leaves_checked": 0,
+        "device": "cpu",
+        "dtype": "float64",
+        "seed": 0,
+    }
+    assert expected.items() <= row.items()
+    assert {"seconds", "versions", "load"} <= row.keys()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"avg_lip {row['upper_bound']:.2f} avg_time {row['seconds']:.2f}"
+
+
+def test_own_network_and_own_points(capsys):
+    argv = ["--model", "own.py:make", "--model-params", "hidden=5", "--input", "points.npz"]
+    assert run(*argv, "--eps", "0.1", "--num-examples", "3", "--output", "rows.jsonl") == 0
+    assert [r["example"] for r in rows()] == [0, 1, 2]
+    assert [r["label"] for r in rows()] == [0, 1, 2]
+    assert all(0 < r["lower_bound"] <= r["upper_bound"] for r in rows())
+    assert "example 2 label 2" in capsys.readouterr().out
+
+
+def test_std_divides_eps():
+    argv = ["--model", "own.py:make", "--input", "unlabelled.npz", "--method", "ibp"]
+    assert run(*argv, "--eps", "0.1", "--std", "0.5", "--output", "a.jsonl") == 0
+    assert run(*argv, "--eps", "0.2", "--output", "b.jsonl") == 0
+    assert rows("a.jsonl")[0]["upper_bound"] == pytest.approx(rows("b.jsonl")[0]["upper_bound"])
+    assert rows("a.jsonl")[0]["label"] is None
+
+
+def test_eps_is_in_pixels_and_divided_by_the_channels_std(monkeypatch):
+    """CIFAR-10: 2/255 in pixels is 2/255/0.2009 for the network, cut to pixels [-1, 2]."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    torch.save(model.state_dict(), "linear.pth")
+    Path("linear.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval()\n"
+    )
+    pixel = torch.rand(1, 3, 32, 32)
+    mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
+    normalised = (pixel - mean) / 0.2009
+    monkeypatch.setattr(
+        main, "evaluation_examples", lambda *a, **k: (normalised, torch.tensor([3]))
+    )
+    problems = []
+    real = main.make_problem
+    monkeypatch.setattr(
+        main, "make_problem", lambda *a, **k: problems.append(real(*a, **k)) or problems[-1]
+    )
+    argv = ["--data", "CIFAR", "--model", "linear.py:make", "--load", "linear.pth"]
+    assert run(*argv, "--eps", "2/255", "--method", "global") == 0
+    assert run(*argv, "--eps", "2/255", "--method", "global", "--input-clipping") == 0
+    radius = 2 / 255 / 0.2009
+    torch.testing.assert_close(problems[0].upper, normalised[0] + radius, rtol=0, atol=1e-5)
+    in_pixels = problems[1].upper * 0.2009 + mean
+    torch.testing.assert_close(in_pixels, (pixel[0] + 2 / 255).clamp(max=1), rtol=0, atol=1e-5)
+
+
+def test_a_relaunch_skips_the_rows_already_there(capsys):
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+    assert run(*argv, "--num-examples", "2", "--output", "rows.jsonl") == 0
+    before = Path("rows.jsonl").read_text()
+    capsys.readouterr()
+    assert run(*argv, "--num-examples", "3", "--output", "rows.jsonl") == 0
+    assert Path("rows.jsonl").read_text().startswith(before)
+    assert len(rows()) == 3
+    out = capsys.readouterr().out
+    assert "example 2" in out
+    assert "example 0" not in out
+    assert f"avg_lip {sum(r['upper_bound'] for r in rows()) / 3:.2f}" in out
+    for changed in (["--eps", "0.2"], ["--seed", "1"], ["--method", "ibp"], ["--no-optimize"]):
+        assert run(*argv, *changed, "--output", "rows.jsonl") == 0
+    assert len(rows()) == 7
+
+
+def test_other_weights_are_not_taken_for_the_same(capsys):
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+    assert run(*argv, "--output", "rows.jsonl") == 0
+    Path("own.py").write_text(OWN.replace("manual_seed(0)", "manual_seed(1)"))
+    assert run(*argv, "--output", "rows.jsonl") == 0
+    assert len({r["upper_bound"] for r in rows()}) == 2
+
+
+def test_rows_written_before_a_failure_are_kept(monkeypatch):
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+    real = main.bound_example
+
+    def interrupted(args, prepared, points, index):
+        if index == 1:
+            raise KeyboardInterrupt
+        return real(args, prepared, points, index)
+
+    monkeypatch.setattr(main, "bound_example", interrupted)
+    assert run(*argv, "--num-examples", "3", "--output", "rows.jsonl") == 130
+    assert len(rows()) == 1
+
+
+def test_checkpoint_alone_is_enough():
+    state = torch.load(WEIGHTS, weights_only=True)
+    checkpoint = Checkpoint(
+        state, model="simple_mlp_3layer", params={"width": 16, "in_dim": 16}, data="simple"
+    )
+    save_checkpoint("known.pth", checkpoint)
+    assert run("--load", "known.pth", "--eps", "0.05", "--output", "rows.jsonl") == 0
+    assert rows()[0]["upper_bound"] == pytest.approx(23.2958, abs=1e-3)
+
+
+def test_classes_and_margins():
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+    assert run(*argv, "--classes", "2,0", "--output", "some.jsonl") == 0
+    assert run(*argv, "--output", "all.jsonl") == 0
+    every = rows("all.jsonl")[0]["class_upper_bounds"]
+    some = rows("some.jsonl")[0]["class_upper_bounds"]
+    assert some == pytest.approx([every[2], every[0]], rel=1e-6)
+    assert run(*argv, "--margins", "--output", "margins.jsonl") == 0
+    assert len(rows("margins.jsonl")[0]["class_upper_bounds"]) == 2
+
+
+def test_batch_size_changes_nothing():
+    argv = [*SIMPLE, "--eps", "0.05", "--no-optimize", "--dtype", "float64"]
+    assert run(*argv, "--batch-size", "3", "--output", "a.jsonl") == 0
+    assert run(*argv, "--output", "b.jsonl") == 0
+    a, b = (rows(p)[0]["class_upper_bounds"] for p in ("a.jsonl", "b.jsonl"))
+    assert a == pytest.approx(b, rel=1e-9)
+
+
+def test_cnn_to_mlp_gives_the_same_bound():
+    weights = str(REFERENCE / "simple_cnn_3layer_4.pth")
+    argv = ["--data", "simple", "--model", "simple_cnn_3layer", "--width", "4", "--load", weights]
+    argv += ["--eps", "0.02", "--no-optimize", "--dtype", "float64"]
+    assert run(*argv, "--output", "cnn.jsonl") == 0
+    assert run(*argv, "--cnn-to-mlp", "--output", "mlp.jsonl") == 0
+    cnn, mlp = (rows(p)[0]["upper_bound"] for p in ("cnn.jsonl", "mlp.jsonl"))
+    assert mlp == pytest.approx(cnn, rel=1e-6)
+
+
+def test_clean_accuracy(capsys):
+    assert run("--model", "own.py:make", "--input", "points.npz", "--clean") == 0
+    assert capsys.readouterr().out.startswith("clean_acc ")
+    assert run("--data", "digits", "--model", "simple_cnn_3layer", "--clean") == 2
+    assert run(*SIMPLE, "--clean") == 0
+    accuracy = float(capsys.readouterr().out.split()[1])
+    assert 0 <= accuracy <= 1
+
+
+def test_lists(capsys):
+    assert run("--list-models", "--list-data") == 0
+    out = capsys.readouterr().out
+    assert "cnn_6layer_stride2_imagenet(" in out
+    assert "tinyimagenet" in out.lower()
+
+
+MISTAKES = {
+    "no eps": ([*SIMPLE], "--eps is missing"),
+    "negative eps": ([*SIMPLE, "--eps", "-0.1"], "--eps -0.1: expected a finite number"),
+    "nan eps": ([*SIMPLE, "--eps", "nan"], "--eps nan"),
+    "eps of letters": ([*SIMPLE, "--eps", "big"], "--eps big: expected a number"),
+    "no data": (["--eps", "0.1", "--model", "simple_mlp_3layer"], "--data is missing"),
+    "no model": (["--eps", "0.1", "--data", "simple"], "--model is missing"),
+    "no weights": (["--eps", "0.1", "--data", "simple", "--model", "simple_mlp_3layer"], "--load"),
+    "unknown model": (
+        ["--eps", "0.1", "--data", "simple", "--model", "simple_mlp_3layr", "--load", WEIGHTS],
+        "did you mean 'simple_mlp_3layer'",
+    ),
+    "unknown data": (["--eps", "0.1", "--data", "digit"], "did you mean 'digits'"),
+    "unknown method": ([*SIMPLE, "--eps", "0.1", "--method", "corwn"], "did you mean 'crown'"),
+    "unknown engine": ([*SIMPLE, "--eps", "0.1", "--engine", "x"], "does not run on engine 'x'"),
+    "unknown option": ([*SIMPLE, "--eps", "0.1", "--epsilom", "1"], "unknown argument"),
+    "missing file": (
+        ["--eps", "0.1", "--data", "simple", "--model", "simple_mlp_3layer", "--load", "no.pth"],
+        "there is no checkpoint no.pth",
+    ),
+    "wrong width": (
+        [*SIMPLE[:5], "17", *SIMPLE[6:], "--eps", "0.1"],
+        "1.weight is [16, 16] instead of [17, 16]",
+    ),
+    "wrong architecture": (
+        ["--eps", "0.1", "--data", "simple", "--model", "simple_cnn_3layer", "--load", WEIGHTS],
+        "missing",
+    ),
+    "norm": ([*SIMPLE, "--eps", "0.1", "--norm", "2"], "--norm 2: only inf"),
+    "branch and bound": ([*SIMPLE, "--eps", "0.1", "--bab"], "not available yet"),
+    "no such class": ([*SIMPLE, "--eps", "0.1", "--classes", "10"], "class 10 does not exist"),
+    "classes of letters": ([*SIMPLE, "--eps", "0.1", "--classes", "a"], "--classes a: expected"),
+    "no examples": ([*SIMPLE, "--eps", "0.1", "--num-examples", "0"], "--num-examples 0"),
+    "batch size": ([*SIMPLE, "--eps", "0.1", "--batch-size", "0"], "--batch-size 0"),
+    "dtype": ([*SIMPLE, "--eps", "0.1", "--dtype", "float16"], "float32, float64 or auto"),
+    "seed": ([*SIMPLE, "--eps", "0.1", "--seed", "-1"], "seed -1"),
+    "std without input": ([*SIMPLE, "--eps", "0.1", "--std", "1"], "--std goes with --input"),
+}
+OWN_MISTAKES = {
+    "no npz": (["--input", "no.npz"], "there is no such file"),
+    "not an npz": (["--input", "own.py"], "is not a numpy .npz file"),
+    "no x": (["--input", "no_x.npz"], "expected an array 'x'"),
+    "batch-less": (["--input", "batchless.npz"], "the batch dimension first"),
+    "wrong shape": (["--input", "wide.npz"], "does not accept inputs of shape (5,)"),
+    "text": (["--input", "text.npz"], "expected numbers"),
+    "labels": (["--input", "labels.npz"], "expected whole numbers of shape"),
+    "nan": (["--input", "nan.npz"], "x holds NaN or infinity"),
+    "start": (["--start", "3"], "holds the points 0 to 2"),
+    "std": (["--std", "1,2"], "expected 1 or 4 positive numbers"),
+    "zero std": (["--std", "0"], "positive numbers"),
+    "clipping": (["--input-clipping"], "name the --data"),
+    "batch norm": (["--model", "own.py:in_training"], "BatchNorm1d '1' is in training mode"),
+    "dropout": (["--model", "own.py:dropped"], "Dropout '1' is in training mode"),
+    "unsupported": (["--model", "own.py:attention"], "'1' of type Softmax is not supported"),
+    "nan weights": (["--model", "own.py:poisoned"], "NaN or infinity in '0.weight'"),
+    "failing factory": (["--model", "own.py:fails"], "no weights today"),
+    "no module": (["--model", "own.py:number"], "must return a torch.nn.Module"),
+    "no factory": (["--model", "own.py:mak"], "did you mean 'make'"),
+    "no model file": (["--model", "other.py:make"], "there is no file other.py"),
+    "unknown argument": (["--model-params", "hiden=3"], "has no argument 'hiden'"),
+}
+
+
+def refused(argv: list[str], message: str, capsys) -> None:
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, capsys):
+    refused(*MISTAKES[name], capsys)
+
+
+@pytest.mark.parametrize("name", OWN_MISTAKES)
+def test_a_mistake_with_own_network_or_points_is_one_line(name, capsys):
+    x = np.random.default_rng(0).random((3, 4))
+    np.savez("no_x.npz", points=x)
+    np.savez("batchless.npz", x=x[0])
+    np.savez("wide.npz", x=np.ones((2, 5)))
+    np.savez("text.npz", x=np.full((2, 4), "a"))
+    np.savez("labels.npz", x=x, y=np.ones((3, 4)))
+    np.savez("nan.npz", x=x * np.nan)
+    argv, message = OWN_MISTAKES[name]
+    base = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+    refused([*base, *argv], message, capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_refused(capsys):
+    refused([*SIMPLE, "--eps", "0.1", "--device", "cuda"], "--device cpu", capsys)
+
+
+def test_nan_weights_in_a_checkpoint_are_refused(capsys):
+    state = torch.load(WEIGHTS, weights_only=True)
+    state["3.bias"][0] = float("nan")
+    torch.save(state, "nan.pth")
+    refused([*SIMPLE[:-1], "nan.pth", "--eps", "0.1"], "'3.bias' contains NaN", capsys)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}])
+def test_plain_and_wrapped_state_dicts_load(wrap):
+    torch.save(wrap(torch.load(WEIGHTS, weights_only=True)), "weights.pth")
+    assert run(*SIMPLE[:-1], "weights.pth", "--eps", "0.05", "--output", "rows.jsonl") == 0
+
+
+def test_no_memory_is_told_with_the_option_to_lower(monkeypatch, capsys):
+    def exhausted(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(main, "bound_example", exhausted)
+    refused([*SIMPLE, "--eps", "0.1"], "lower --batch-size", capsys)
