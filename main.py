@@ -235,11 +235,8 @@ def points_of_file(args: Namespace, facts: DataSpec | None, eps: float) -> Point
             f"--input {path}: x is {x.dtype} of shape {x.shape}; expected numbers of shape "
             "[n, *input shape], the batch dimension first"
         )
-    if facts is not None and not facts.takes_any_shape and x.shape[1:] != facts.input_shape:
-        raise InputError(
-            f"--input {path}: x has shape {x.shape}; {facts.name} takes [n, "
-            f"{', '.join(map(str, facts.input_shape))}]"
-        )
+    if facts is not None:
+        facts = facts.with_shape(x.shape[1:])
     if not np.isfinite(x).all():
         raise InputError(f"--input {path}: x holds NaN or infinity; expected finite numbers")
     labels = content.get("y")
@@ -260,7 +257,7 @@ def points_of_file(args: Namespace, facts: DataSpec | None, eps: float) -> Point
     if args.input_clipping:
         if facts is None:
             raise InputError("--input-clipping with --input: name the --data whose range to use")
-        clip = _clip_range(facts.with_shape(x.shape[1:]), facts.pixel_range)
+        clip = _clip_range(facts, facts.pixel_range)
     stop = args.start + args.num_examples
     if args.start >= len(x):
         raise InputError(f"--start {args.start}: {path} holds the points 0 to {len(x) - 1}")

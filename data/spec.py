@@ -60,7 +60,7 @@ class DataSpec:
             return replace(self, input_shape=shape, channels_shape=shape)
         if math.prod(shape) != math.prod(self.input_shape):
             raise InputError(
-                f"the model takes inputs of shape {_show(shape)}, {self.name} has "
+                f"inputs of shape {_show(shape)} asked for, {self.name} has "
                 f"{_show(self.input_shape)}; choose another model or data set"
             )
         return replace(self, input_shape=shape)

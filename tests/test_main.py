@@ -298,6 +298,7 @@ OWN_MISTAKES = {
     "batch-less": (["--input", "batchless.npz"], "the batch dimension first"),
     "wrong shape": (["--input", "wide.npz"], "does not accept inputs of shape (5,)"),
     "text": (["--input", "text.npz"], "expected numbers"),
+    "not the data's shape": (["--data", "digits"], "inputs of shape 4 asked for, digits has 1x8x8"),
     "labels": (["--input", "labels.npz"], "expected whole numbers of shape"),
     "nan": (["--input", "nan.npz"], "x holds NaN or infinity"),
     "start": (["--start", "3"], "holds the points 0 to 2"),

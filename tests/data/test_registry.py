@@ -57,7 +57,7 @@ def test_unknown_name_gets_the_closest():
 def test_shape_follows_the_model():
     assert data_spec("digits", (64,)).input_shape == (64,)
     assert data_spec("simple", (1, 8, 8)).input_shape == (1, 8, 8)
-    with pytest.raises(InputError, match="takes inputs of shape 16, digits has 1x8x8"):
+    with pytest.raises(InputError, match="inputs of shape 16 asked for, digits has 1x8x8"):
         data_spec("digits", (16,))
 
 
