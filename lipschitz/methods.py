@@ -11,6 +11,8 @@ from torch import Tensor
 from lipschitz.global_norm import global_norm_bound
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
+from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
@@ -55,9 +57,17 @@ def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
     def bound(problem: LocalProblem) -> Tensor:
         return engine.crown(
             problem, optimize=options.optimize, rows_at_once=options.rows_at_once
-        ).norm_upper
+        ).class_upper_bounds
 
     return bound
+
+
+def _crown_native(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: native_crown(problem).class_upper_bounds
+
+
+def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: native_alpha(problem).class_upper_bounds
 
 
 def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -79,8 +89,12 @@ def _global(graph: Graph, options: MethodOptions) -> Bounder:
 
 METHODS: dict[str, Method] = {
     "crown": Method(
-        "linear bound propagation on the Jacobian (Shi et al. 2022), slopes optimised",
-        {"auto_lirpa": _crown_auto_lirpa},
+        "linear bound propagation on the Jacobian (Shi et al. 2022)",
+        {"auto_lirpa": _crown_auto_lirpa, "native": _crown_native},
+    ),
+    "alpha": Method(
+        "the same with slopes optimised for the Jacobian's norm, on the native engine",
+        {"native": _alpha_native},
     ),
     "ibp": Method(
         "interval bound propagation on the Jacobian",

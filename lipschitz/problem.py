@@ -66,6 +66,7 @@ class LipschitzResult:
         domains: Subdomains bounded by branch and bound, 0 without it.
         leaves_checked: Leaves whose activation region was checked by a linear program.
         dtype, device: Where and in what precision it was computed.
+        branch: What branch and bound split, ``relu`` or ``input``; None without it.
     """
 
     upper_bound: float
@@ -81,6 +82,7 @@ class LipschitzResult:
     leaves_checked: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    branch: str | None = None
 
 
 def input_box(

@@ -30,6 +30,7 @@ from lipschitz.lirpa.compat import (
 )
 from lipschitz.lirpa.jacobian_module import JacobianModule
 from lipschitz.lirpa.operators import BoundSlopeProduct, custom_operators
+from lipschitz.native.crown import NormBounds, RootBounds
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
@@ -49,21 +50,6 @@ class SlopeOptimization:
     iterations: int = 20
     learning_rate: float = 0.5
     decay: float = 0.98
-
-
-@dataclass(frozen=True)
-class JacobianBounds:
-    """What one pass of the engine found.
-
-    Attributes:
-        norm_upper: Upper bound of ``||J(x)^T r||_1`` per row, [R].
-        entries: Interval of every entry of ``J(x)^T r``, [R, *input_shape].
-        preacts: Pre-activation interval by activation node, [1, *shape].
-    """
-
-    norm_upper: Tensor
-    entries: Interval
-    preacts: dict[int, Interval]
 
 
 class LirpaEngine:
@@ -125,7 +111,7 @@ class LirpaEngine:
 
     def crown(
         self, problem: LocalProblem, *, optimize: bool, rows_at_once: int | None = None
-    ) -> JacobianBounds:
+    ) -> RootBounds:
         """CROWN bounds of the norm and of the Jacobian's entries.
 
         Args:
@@ -135,22 +121,25 @@ class LirpaEngine:
             rows_at_once: Output directions per batch; None takes as many as the memory budget
                 allows, at least one.
         """
-        preacts = self.preactivation_bounds(problem, optimize=optimize)
+        preacts, rounding = self.preactivation_bounds(problem, optimize=optimize)
         if rows_at_once is None:
             largest = max(node.shape.numel() for node in self.graph.nodes)
             per_row = 16 * largest * min(largest, 64) * problem.rows.element_size()
             rows_at_once = max(1, self.memory_budget // per_row)
         parts = [
-            self._norm_bounds(problem, rows, preacts) for rows in problem.rows.split(rows_at_once)
+            self.norm_bounds(problem, rows, preacts) for rows in problem.rows.split(rows_at_once)
         ]
-        return JacobianBounds(
-            torch.cat([norm for norm, _ in parts]),
-            Interval(*(torch.cat(side) for side in zip(*(e for _, e in parts), strict=True))),
-            preacts,
+        return RootBounds(
+            torch.cat([part.upper_bound for part in parts]), preacts, _joined(parts), rounding
         )
 
-    def preactivation_bounds(self, problem: LocalProblem, *, optimize: bool) -> dict[int, Interval]:
-        """Pre-activation interval by activation node, [1, *shape], widened against rounding."""
+    def preactivation_bounds(
+        self, problem: LocalProblem, *, optimize: bool
+    ) -> tuple[dict[int, Interval], dict[int, Tensor]]:
+        """Pre-activation interval by activation node, and the rounding margin it contains.
+
+        Both [1, *shape].
+        """
         graph = self.graph
         intervals = forward_intervals(graph, problem.lower[None], problem.upper[None])
         x, rows = self._inputs(problem, problem.rows[:1])
@@ -174,47 +163,59 @@ class LirpaEngine:
                 _with_entries(interval.lower, neurons, found.lower - margin),
                 _with_entries(interval.upper, neurons, found.upper + margin),
             )
-        return preacts
+        rounding = {i: intervals.rounding[graph.nodes[i].parents[0]] for i in preacts}
+        return preacts, rounding
 
-    def _norm_bounds(
+    def norm_bounds(
         self, problem: LocalProblem, rows: Tensor, preacts: dict[int, Interval]
-    ) -> tuple[Tensor, Interval]:
-        """Norm bounds [R] and entry intervals for some output directions, one batch."""
+    ) -> NormBounds:
+        """Bounds of the Jacobian for a batch of output directions, each with its own intervals.
+
+        Args:
+            problem: The box.
+            rows: Output directions [B, C].
+            preacts: Pre-activation interval by activation node, [B or 1, *shape].
+        """
+        batch, shape = rows.shape[0], self.graph.input_shape
         if not self._products:
             # An affine network: its one gradient is the bound.
-            centres = problem.centre.expand(len(rows), *self.graph.input_shape)
-            gradient = self.graph.gradients(centres, rows)
-            return raise_upper_bound(gradient.abs().flatten(1).sum(1)), Interval(gradient, gradient)
+            gradient = self.graph.gradients(problem.centre.expand(batch, *shape), rows)
+            norm = raise_upper_bound(gradient.abs().flatten(1).sum(1))
+            return NormBounds(norm, Interval(gradient, gradient), {}, {})
         inputs = self._inputs(problem, rows)
-        batch = rows.shape[0]
         known = {
             product.inputs[1].name: Interval(*(b.expand(batch, *b.shape[1:]) for b in preacts[i]))
             for i, product in self._products.items()
         }
         slopes = slope_intervals(self.graph, preacts)
+        cotangents: dict[int, Interval] = {}
         for index in sorted(self._products, reverse=True):
             bound_node = self._products[index].inputs[0]
-            if not bound_node.from_input or bound_node.name in known:
-                continue  # a constant, such as the gradient at the last activation
-            uncertain = (slopes[index].lower != slopes[index].upper)[0]
-            neurons = uncertain.flatten().nonzero()[:, 0]
-            found = self._bounds_of(inputs, bound_node, neurons, known, optimize=False)
-            # Where the slope is certain the relaxation does not look at g: any number will do.
-            nothing = torch.zeros(batch, *uncertain.shape, dtype=rows.dtype, device=rows.device)
-            known[bound_node.name] = Interval(
-                _with_entries(nothing, neurons, found.lower),
-                _with_entries(nothing, neurons, found.upper),
-            )
+            if bound_node.name not in known:
+                uncertain = (slopes[index].lower != slopes[index].upper).any(0)
+                neurons = uncertain.flatten().nonzero()[:, 0]
+                found = self._bounds_of(inputs, bound_node, neurons, known, optimize=False)
+                # Where the slope is certain the relaxation does not look at g: any number will do.
+                nothing = torch.zeros(batch, *uncertain.shape, dtype=rows.dtype, device=rows.device)
+                known[bound_node.name] = Interval(
+                    _with_entries(nothing, neurons, found.lower),
+                    _with_entries(nothing, neurons, found.upper),
+                )
+            cotangents[index] = known[bound_node.name]
         jacobian = self.module.final_node()
-        every = torch.arange(self.graph.input_shape.numel(), device=rows.device)
+        every = torch.arange(shape.numel(), device=rows.device)
         entries = self._bounds_of(inputs, jacobian, every, known, optimize=False)
-        entries = Interval(*(b.reshape(batch, *self.graph.input_shape) for b in entries))
+        entries = Interval(*(b.reshape(batch, *shape) for b in entries))
         slope, intercept = absolute_value_chord(*entries)
         upper = self._compute(inputs, jacobian, slope[:, None], known, bound_lower=False)[1]
+        # auto_LiRPA leaves the coefficients of the last bound on the nodes it went through.
+        coefficients = {i: product.uA[0] for i, product in self._products.items()}
         norm = upper.flatten() + intercept.flatten(1).sum(1)
         # The entries' own bounds, summed, are sound too and now and then the tighter.
         simple = torch.maximum(entries.lower.abs(), entries.upper.abs()).flatten(1).sum(1)
-        return raise_upper_bound(torch.minimum(norm, simple)), entries
+        return NormBounds(
+            raise_upper_bound(torch.minimum(norm, simple)), entries, cotangents, coefficients
+        )
 
     def _inputs(self, problem: LocalProblem, rows: Tensor) -> tuple[BoundedTensor, Tensor]:
         batch = rows.shape[0]
@@ -307,6 +308,22 @@ class LirpaEngine:
             torch.maximum(plain[0], lower.detach().reshape(shape)),
             torch.minimum(plain[1], upper.detach().reshape(shape)),
         )
+
+
+def _joined(parts: list[NormBounds]) -> NormBounds:
+    """Bounds of several batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def intervals(some: list[Interval]) -> Interval:
+        return Interval(torch.cat([i.lower for i in some]), torch.cat([i.upper for i in some]))
+
+    return NormBounds(
+        torch.cat([p.upper_bound for p in parts]),
+        intervals([p.entries for p in parts]),
+        {i: intervals([p.cotangents[i] for p in parts]) for i in parts[0].cotangents},
+        {i: torch.cat([p.coefficients[i] for p in parts]) for i in parts[0].coefficients},
+    )
 
 
 def _with_entries(base: Tensor, neurons: Tensor, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from utils import InputError
 
 PAIRS = [(method, engine) for method, entry in METHODS.items() for engine in entry.prepare]
 # Each method's bound is at most that of the one before it, on the same box.
-ORDER = ["global", "ibp", "crown"]
+ORDER = ["global", "ibp", "crown", "alpha"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
