@@ -10,6 +10,7 @@ import hashlib
 import sys
 import time
 from argparse import Namespace
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,10 +22,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DataSpec, data_spec, evaluation_examples, list_data, load_data
-from lipschitz import METHODS, LipschitzResult, MethodOptions, Prepared, make_problem
+from lipschitz import (
+    METHODS,
+    BranchOptions,
+    LipschitzResult,
+    MethodOptions,
+    Prepared,
+    make_problem,
+)
+from lipschitz.branching import HEURISTICS
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import choose_engine
+from lipschitz.problem import INTERRUPTED
+from lipschitz.progress import ProgressBar, trace_to
+from lipschitz.searching import check_branching
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
@@ -79,12 +91,23 @@ def build_parser() -> Parser:
     )
     how.add_argument("--ob-iteration", type=int, default=20, help="slope steps (default 20)")
     how.add_argument("--ob-lr", type=float, default=0.5, help="their length (default 0.5)")
-    how.add_argument("--batch-size", type=int, help="outputs per batch (default: what fits)")
-    how.add_argument("--bab", action="store_true", help="branch and bound: not available yet")
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        help="outputs, with --bab subdomains, per batch (default: by the network's size)",
+    )
     how.add_argument("--tolerance", type=float, default=1e-4, help="relative gap called exact")
     how.add_argument("--dtype", default="auto", help="float32, float64 or auto (the model's)")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     how.add_argument("--seed", type=int, default=0, help="of the sampled points (default 0)")
+    bab = parser.add_argument_group("branch and bound")
+    bab.add_argument("--bab", action="store_true", help="refine the bounds by branch and bound")
+    bab.add_argument("--timeout", type=float, default=60, help="seconds per example (default 60)")
+    bab.add_argument("--heuristic", help=f"{', '.join(HEURISTICS)} (default: the engine's)")
+    bab.add_argument("--branch", default="auto", help="relu, input or auto (default auto)")
+    bab.add_argument("--refresh", default="auto", help="recompute intervals: on, off or auto")
+    bab.add_argument("--max-domains", type=int, help="open subdomains kept (default: by memory)")
+    bab.add_argument("--trace", metavar="FILE.jsonl", help="append the bounds over time")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="ROWS.jsonl", help="append a row per example; resumes")
     out.add_argument("--clean", action="store_true", help="print the clean accuracy and exit")
@@ -158,23 +181,51 @@ def check_options(args: Namespace) -> None:
     Raises:
         InputError: With what to do instead.
     """
-    if args.bab:
-        raise InputError("--bab: branch and bound is not available yet; leave it out")
     if args.norm.lower() not in ("inf", "linf"):
         raise InputError(f"--norm {args.norm}: only inf (Linf -> Linf) is available")
-    choose_engine(args.method, args.engine)
+    if args.bab:
+        branching_of(args)
+    else:
+        choose_engine(args.method, args.engine)
+        if args.trace is not None:
+            raise InputError("--trace goes with --bab; a single bound has no course over time")
     for option, smallest in (("num_examples", 1), ("start", 0), ("ob_iteration", 1)):
         if getattr(args, option) < smallest:
             shown = option.replace("_", "-")
             raise InputError(f"--{shown} {getattr(args, option)}: expected at least {smallest}")
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: expected at least 1")
-    for option in ("ob_lr", "tolerance"):
+    for option in ("ob_lr", "tolerance", "timeout"):
         if not 0 < getattr(args, option) < float("inf"):
             shown = option.replace("_", "-")
             raise InputError(f"--{shown} {getattr(args, option)}: expected a positive number")
     if args.std is not None and args.input is None:
         raise InputError("--std goes with --input; a data set knows its own std")
+
+
+def branching_of(args: Namespace) -> BranchOptions:
+    """The search that ``--bab`` and its options ask for.
+
+    Raises:
+        InputError: An option with no such value.
+    """
+    if args.method not in ("crown", "alpha"):
+        raise InputError(f"--bab refines crown or alpha, not --method {args.method}; leave it out")
+    for option in ("batch_size", "max_domains"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            shown = option.replace("_", "-")
+            raise InputError(f"--{shown} {getattr(args, option)}: expected at least 1")
+    options = BranchOptions(
+        timeout=args.timeout,
+        tolerance=args.tolerance,
+        batch_size=args.batch_size,
+        max_domains=args.max_domains,
+        heuristic=args.heuristic,
+        branch=args.branch,
+        refresh=args.refresh,
+    )
+    check_branching(options, args.engine or "native")
+    return options
 
 
 def load_network(args: Namespace, facts: DataSpec | None, input_shape: Any) -> Network:
@@ -317,6 +368,7 @@ def settings_of(
         weights.update(name.encode())
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     optimized = args.method == "crown" and not args.no_optimize
+    searched = ("timeout", "heuristic", "branch", "refresh", "batch_size", "max_domains")
     return {
         "data": source,
         "model": network.spec.name,
@@ -324,8 +376,9 @@ def settings_of(
         "load": args.load,
         "weights": weights.hexdigest()[:12],
         "cnn_to_mlp": args.cnn_to_mlp,
-        "method": args.method,
+        "method": "bab" if args.bab else args.method,
         "engine": prepared.engine,
+        "search": {name: getattr(args, name) for name in searched} if args.bab else None,
         "norm": "inf",
         "eps": parse_eps(args.eps),
         "std": args.std,
@@ -359,6 +412,7 @@ def row_of(
         "seconds": result.seconds,
         "domains": result.domains,
         "leaves_checked": result.leaves_checked,
+        "branch": result.branch,
         "versions": versions(),
     }
 
@@ -379,7 +433,15 @@ def bound_example(
     problem = make_problem(
         graph, x, points.radius, clip=points.clip, classes=classes, margin_of=margin_of
     )
-    return prepared.bound(problem, tolerance=args.tolerance, sampling=Sampling(seed=args.seed))
+    watch = None if args.trace is None else trace_to(args.trace, args.start + index)
+    hidden = not args.bab or args.quiet or None
+    with closing(ProgressBar(args.timeout, disable=hidden)) as show:
+        return prepared.bound(
+            problem,
+            tolerance=args.tolerance,
+            sampling=Sampling(seed=args.seed),
+            watch=lambda state: [seen(state) for seen in (show, watch) if seen is not None],
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -427,6 +489,7 @@ def main(argv: list[str] | None = None) -> int:
             slopes=SlopeOptimization(args.ob_iteration, args.ob_lr),
             rows_at_once=args.batch_size,
         ),
+        branching=branching_of(args) if args.bab else None,
         dtype=choose_dtype(args.dtype, network.model),
     )
     widest = max(node.shape.numel() for node in prepared.graph.nodes)
@@ -457,9 +520,13 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stdout,
         )
         sys.stdout.flush()
+        if result.status == INTERRUPTED:
+            break
     avg_lip = sum(row["upper_bound"] for row in rows) / len(rows)
     avg_time = sum(row["seconds"] for row in rows) / len(rows)
     print(f"avg_lip {avg_lip:.2f} avg_time {avg_time:.2f}")
+    if rows[-1]["status"] == INTERRUPTED:
+        raise KeyboardInterrupt(f"interrupted; the bounds of {len(rows)} examples are certified")
     return 0
 
 

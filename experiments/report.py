@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -72,16 +73,9 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Bound against eps, a panel per network: certified upper bound, true-gradient lower bound."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     networks = list(dict.fromkeys(table["network"]))
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(4.6 * len(networks), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, network in zip(axes[0], networks, strict=True):
+    figure, axes = _figure(len(networks))
+    for axis, network in zip(axes, networks, strict=True):
         panel = table[table["network"] == network]
         for number, (method, lines) in enumerate(panel.groupby("method")):
             style = {
@@ -98,20 +92,80 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.set_ylim(0, 1.08 * panel["upper_bound"].max())
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    axes[0][0].set_ylabel("Linf local Lipschitz constant (mean)")
+    axes[0].set_ylabel("Linf local Lipschitz constant (mean)")
+    _save(figure, path)
+
+
+def draw_traces(paths: list[str], output: Path) -> None:
+    """Certified bounds over the seconds of a search: a colour per file and example.
+
+    Args:
+        paths: Files of ``main.py --trace``.
+        output: Picture to write.
+
+    Raises:
+        InputError: A file is missing, or none holds a row.
+    """
+    traces = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: there is no such trace; main.py --bab --trace makes one")
+        rows = read_rows(path)
+        if rows:
+            table = pd.DataFrame(rows)
+            table["example"] = table["example"].fillna(0).astype(int)
+            traces += [(f"{Path(path).stem} {n}", t) for n, t in table.groupby("example")]
+    if not traces:
+        raise InputError("the traces hold no rows: run main.py --bab with --trace first")
+    figure, axis = _figure(1)
+    for number, (name, table) in enumerate(traces):
+        style = {"color": _COLOURS[number % len(_COLOURS)], "where": "post"}
+        axis[0].step(table["seconds"], table["upper_bound"], label=f"{name}: upper", **style)
+        axis[0].step(table["seconds"], table["lower_bound"], linestyle="--", **style)
+    axis[0].set_xlabel("seconds")
+    axis[0].set_ylabel("certified bounds (dashed: lower)")
+    axis[0].set_xscale("symlog", linthresh=0.1)
+    axis[0].grid(alpha=0.3)
+    axis[0].legend(fontsize=8)
+    _save(figure, output)
+
+
+def _figure(panels: int) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, panels, figsize=(4.6 * panels, 3.6), squeeze=False, layout="constrained"
+    )
+    return figure, axes[0]
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reads rows, prints the table, saves table.md, table.csv and bounds.png."""
+    """Reads rows, prints the table, saves table.md, table.csv and bounds.png; draws traces."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="+", metavar="ROWS.jsonl", help="files of main.py --output")
+    parser.add_argument("rows", nargs="*", metavar="ROWS.jsonl", help="files of main.py --output")
+    parser.add_argument("--trace", nargs="+", metavar="T.jsonl", help="files of main.py --trace")
     parser.add_argument("--output", default="output", help="folder (default output)")
     args = parser.parse_args(argv)
-    table = summarise(load_rows(args.rows))
     folder = Path(args.output)
+    if not args.rows and not args.trace:
+        parser.error("no files: give rows of main.py --output, or --trace and its files")
+    if args.trace:
+        draw_traces(args.trace, folder / "trace.png")
+        print(f"saved {folder / 'trace.png'}")
+    if not args.rows:
+        return 0
+    table = summarise(load_rows(args.rows))
     folder.mkdir(parents=True, exist_ok=True)
     markdown = to_markdown(table)
     (folder / "table.md").write_text(markdown + "\n")

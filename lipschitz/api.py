@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lipschitz.graph import Graph
+from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lower_bound import Sampling, sample_gradients
 from lipschitz.methods import METHODS, Bounder, MethodOptions, choose_engine, class_upper_bounds
 from lipschitz.problem import BOUND, EXACT, LipschitzResult, LocalProblem, make_problem
+from lipschitz.search_types import Progress
+from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
 from lipschitz.tracing import build_graph
-from utils import disable_tf32
+from utils import InputError, disable_tf32
 
 
 class Prepared:
@@ -22,10 +25,11 @@ class Prepared:
     Args:
         model: The network, in eval mode, or its graph.
         input_shape: Shape of one input; not needed for a graph.
-        method: ``crown``, ``ibp`` or ``global``.
+        method: ``crown``, ``alpha``, ``ibp`` or ``global``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
         options: Options of the method.
         dtype: Precision to compute in; the model's own if None.
+        branching: Refine by branch and bound, with these options; ``method`` then has no effect.
 
     Raises:
         InputError, NotImplementedError: As :func:`lipschitz.tracing.build_graph`, or an unknown
@@ -41,14 +45,33 @@ class Prepared:
         engine: str | None = None,
         options: MethodOptions | None = None,
         dtype: torch.dtype | None = None,
+        branching: BranchOptions | None = None,
     ) -> None:
         disable_tf32()
-        self.method, self.engine = method, choose_engine(method, engine)
+        self.options, self.branching = options or MethodOptions(), branching
+        if branching is None:
+            self.method, self.engine = method, choose_engine(method, engine)
+        else:
+            self.method, self.engine = "bab", engine or "native"
+            check_branching(branching, self.engine)
         graph = model if isinstance(model, Graph) else build_graph(model, tuple(input_shape or ()))
         self.graph = graph if dtype is None else graph.to(graph.device, dtype)
-        self._bounder: Bounder = METHODS[method].prepare[self.engine](
-            self.graph, options or MethodOptions()
-        )
+        self._bounder: Bounder | None = None
+        self._search_engine: LirpaEngine | None = None
+        if branching is None:
+            self._bounder = METHODS[method].prepare[self.engine](self.graph, self.options)
+        elif self.engine == "auto_lirpa":
+            self._search_engine = LirpaEngine(self.graph, optimization=self.options.slopes)
+
+    def upper_bounds(self, problem: LocalProblem) -> Tensor:
+        """The method's upper bounds alone, without branching, [R].
+
+        Raises:
+            InputError: A bound is NaN or infinite.
+        """
+        if self._bounder is None:
+            raise InputError("this network is prepared for branch and bound: use bound()")
+        return class_upper_bounds(self._bounder, problem)
 
     def bound(
         self,
@@ -56,6 +79,7 @@ class Prepared:
         *,
         tolerance: float = 1e-4,
         sampling: Sampling | None = None,
+        watch: Callable[[Progress], None] | None = None,
     ) -> LipschitzResult:
         """Certified bounds of one problem on this network.
 
@@ -63,9 +87,19 @@ class Prepared:
             problem: What to bound, made with this object's ``graph``.
             tolerance: Relative gap up to which the result is called exact.
             sampling: How hard to look for the lower bound.
+            watch: Called with the state of a branch and bound, once per round.
         """
+        if self.branching is not None:
+            return bound_by_branching(
+                problem,
+                self.branching.having(tolerance=tolerance),
+                watch,
+                sampling=sampling,
+                engine=self._search_engine,
+                optimize=self.options.optimize,
+            )
         begin = time.perf_counter()
-        upper_bounds = class_upper_bounds(self._bounder, problem)
+        upper_bounds = self.upper_bounds(problem)
         found = sample_gradients(problem, sampling)
         best = int(found.norms.argmax())
         upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
@@ -98,6 +132,7 @@ def local_lipschitz(
     dtype: torch.dtype | None = None,
     tolerance: float = 1e-4,
     seed: int = 0,
+    branching: BranchOptions | None = None,
 ) -> LipschitzResult:
     """Certified bounds of the Linf local Lipschitz constant of a network around a point.
 
@@ -117,12 +152,16 @@ def local_lipschitz(
         >>> result = local_lipschitz(model, x, eps=0.1)
         >>> result.status, round(result.upper_bound, 4), round(result.lower_bound, 4)
         ('exact', 2.5, 2.5)
+        >>> from lipschitz import BranchOptions
+        >>> result = local_lipschitz(model, x, eps=2.0, branching=BranchOptions(timeout=10))
+        >>> result.status, round(result.upper_bound, 4), result.branch
+        ('exact', 3.0, 'relu')
 
     Args:
         model: A network in eval mode mapping [B, *input_shape] to [B, C].
         x: The centre, [*input_shape] or [1, *input_shape].
         eps: Box radius, a number or a tensor broadcastable to ``x``.
-        method: ``crown``, ``ibp`` or ``global``.
+        method: ``crown``, ``alpha``, ``ibp`` or ``global``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
         classes: Outputs to bound, all if None.
         margin_of: A label y; then the margins ``f_y - f_c`` are bounded instead of the outputs.
@@ -131,6 +170,8 @@ def local_lipschitz(
         dtype: Precision to compute in; the model's own if None.
         tolerance: Relative gap up to which the result is called exact.
         seed: Seed of the points sampled for the lower bound.
+        branching: Refine by branch and bound, with these options; ``method`` then has no effect
+            and ``engine`` is ``native`` unless given.
 
     Returns:
         Certified bounds, a witness of the lower one, and how they were found.
@@ -148,6 +189,7 @@ def local_lipschitz(
         engine=engine,
         options=MethodOptions(optimize=optimize),
         dtype=dtype,
+        branching=branching,
     )
     problem = make_problem(prepared.graph, x, eps, clip=clip, classes=classes, margin_of=margin_of)
     return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))

@@ -237,6 +237,62 @@ def test_cnn_to_mlp_gives_the_same_bound():
     assert mlp == pytest.approx(cnn, rel=1e-6)
 
 
+@pytest.mark.parametrize("engine", ["native", "auto_lirpa"])
+@pytest.mark.parametrize(
+    "reference", [r for r in REFERENCES if r.exact], ids=lambda r: f"{r.file}@{r.eps}"
+)
+def test_branch_and_bound_is_exact_on_the_reference_networks(reference, engine):
+    argv = ["--data", "simple", "--model", "simple_mlp_3layer", "--width"]
+    argv += [reference.file.split("_")[-1], "--load", str(REFERENCE / f"{reference.file}.pth")]
+    argv += ["--eps", str(reference.eps), "--bab", "--engine", engine, "--output", "rows.jsonl"]
+    assert run(*argv, "--dtype", "float64", "--trace", "trace.jsonl") == 0
+    (row,) = rows()
+    assert row["status"] == "exact"
+    assert row["upper_bound"] == pytest.approx(reference.exact, rel=1.01e-4)
+    assert row["lower_bound"] <= reference.exact * (1 + 1e-8)
+    assert row["upper_bound"] >= reference.exact * (1 - 1e-8)
+    assert (row["method"], row["engine"], row["branch"]) == ("bab", engine, "relu")
+    assert row["domains"] > 0
+    trace = rows("trace.jsonl")
+    assert trace[-1]["upper_bound"] == pytest.approx(row["upper_bound"])
+    uppers = [state["upper_bound"] for state in trace]
+    assert uppers == sorted(uppers, reverse=True)
+
+
+def test_a_timeout_leaves_certified_bounds():
+    weights = str(REFERENCE / "simple_mlp_3layer_32.pth")
+    argv = [*SIMPLE[:4], "--width", "32", "--load", weights, "--eps", "0.2", "--bab"]
+    assert run(*argv, "--timeout", "0.05", "--output", "rows.jsonl") == 0
+    (row,) = rows()
+    assert row["status"] == "timeout"
+    assert row["lower_bound"] <= 32.984185 * (1 + 1e-6)
+    assert 32.984185 <= row["upper_bound"] <= row["root_upper_bound"] < 74
+
+
+def test_interrupting_a_search_keeps_its_row_and_stops(monkeypatch, capsys):
+    from lipschitz.native.search import NativeSearch
+
+    calls = []
+    real = NativeSearch.children
+
+    def children(self, parents):
+        calls.append(len(parents))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, parents)
+
+    monkeypatch.setattr(NativeSearch, "children", children)
+    weights = str(REFERENCE / "simple_mlp_3layer_32.pth")
+    argv = [*SIMPLE[:4], "--width", "32", "--load", weights, "--eps", "0.2", "--bab"]
+    assert run(*argv, "--output", "rows.jsonl") == 130
+    (row,) = rows()
+    assert row["status"] == "interrupted"
+    assert 32.984185 <= row["upper_bound"] < row["root_upper_bound"] * (1 + 1e-6)
+    captured = capsys.readouterr()
+    assert "avg_lip" in captured.out
+    assert captured.err.count("\n") == 1
+
+
 def test_clean_accuracy(capsys):
     assert run("--model", "own.py:make", "--input", "points.npz", "--clean") == 0
     assert capsys.readouterr().out.startswith("clean_acc ")
@@ -282,7 +338,25 @@ MISTAKES = {
         "missing",
     ),
     "norm": ([*SIMPLE, "--eps", "0.1", "--norm", "2"], "--norm 2: only inf"),
-    "branch and bound": ([*SIMPLE, "--eps", "0.1", "--bab"], "not available yet"),
+    "trace without bab": ([*SIMPLE, "--eps", "0.1", "--trace", "t"], "--trace goes with --bab"),
+    "bab of ibp": ([*SIMPLE, "--eps", "0.1", "--bab", "--method", "ibp"], "not --method ibp"),
+    "heuristic": (
+        [*SIMPLE, "--eps", "0.1", "--bab", "--heuristic", "aera"],
+        "did you mean 'area'",
+    ),
+    "heuristic of the other engine": (
+        [*SIMPLE, "--eps", "0.1", "--bab", "--heuristic", "sign", "--engine", "auto_lirpa"],
+        "use slope, area or babsr",
+    ),
+    "branch": ([*SIMPLE, "--eps", "0.1", "--bab", "--branch", "both"], "relu, input, auto"),
+    "branch of the other engine": (
+        [*SIMPLE, "--eps", "0.1", "--bab", "--branch", "input", "--engine", "auto_lirpa"],
+        "use native",
+    ),
+    "refresh": ([*SIMPLE, "--eps", "0.1", "--bab", "--refresh", "maybe"], "on, off, auto"),
+    "max domains": ([*SIMPLE, "--eps", "0.1", "--bab", "--max-domains", "0"], "at least 1"),
+    "timeout": ([*SIMPLE, "--eps", "0.1", "--bab", "--timeout", "-1"], "expected a positive"),
+    "engine of bab": ([*SIMPLE, "--eps", "0.1", "--bab", "--engine", "x"], "unknown engine 'x'"),
     "no such class": ([*SIMPLE, "--eps", "0.1", "--classes", "10"], "class 10 does not exist"),
     "classes of letters": ([*SIMPLE, "--eps", "0.1", "--classes", "a"], "--classes a: expected"),
     "no examples": ([*SIMPLE, "--eps", "0.1", "--num-examples", "0"], "--num-examples 0"),

@@ -75,3 +75,15 @@ def test_no_rows_is_one_line(tmp_path, capsys, content):
         path.write_text(content)
     assert run_cli(report.main, [str(path), "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_traces_become_a_picture(tmp_path, capsys):
+    states = [
+        {"example": 0, "seconds": s, "upper_bound": 9.0 - s, "lower_bound": 2.0} for s in range(3)
+    ]
+    path = write(tmp_path / "trace.jsonl", states)
+    assert run_cli(report.main, ["--trace", path, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
+    missing = str(tmp_path / "none.jsonl")
+    assert run_cli(report.main, ["--trace", missing, "--output", str(tmp_path)]) == 2
+    assert "there is no such trace" in capsys.readouterr().err

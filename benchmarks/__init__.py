@@ -1,0 +1,1 @@
+"""Speed and tightness, measured: every script prints a table of ratios from one run."""

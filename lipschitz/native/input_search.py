@@ -1,0 +1,115 @@
+"""Branch and bound by cutting the input box itself, for networks with few inputs.
+
+A subdomain is a smaller box, bounded from scratch by CROWN; the relaxations vanish with the box.
+Boxes get small only if there are few inputs, so beyond a handful of them splitting neurons and
+entries (:mod:`lipschitz.native.search`) is the better search. A box on which the bound depends on
+no open slope is a leaf: its gradient is the same everywhere, so the bound is attained.
+
+Shapes: B boxes, D inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.leaf import witness_norms
+from lipschitz.native.crown import norm_bounds, preactivation_bounds
+from lipschitz.native.interval import forward_intervals, slope_intervals
+from lipschitz.native.memory import default_memory_budget
+from lipschitz.native.plan import Plan
+from lipschitz.problem import LocalProblem
+from lipschitz.search_types import Report
+from lipschitz.subdomains import Batch, concatenate
+
+
+@dataclass(frozen=True)
+class Boxes(Batch):
+    """B boxes.
+
+    Attributes:
+        lower, upper: Their corners, [B, D].
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+
+class InputSearch:
+    """What branch and bound asks of an engine, by bisection of the input box.
+
+    Args:
+        problem: The problem.
+        memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+    """
+
+    def __init__(self, problem: LocalProblem, *, memory_budget: int | None = None) -> None:
+        self.problem, self.plan = problem, Plan(problem.graph)
+        self.budget = memory_budget or default_memory_budget(problem.graph.device)
+        count = len(problem.rows)
+        row = torch.arange(count, device=problem.rows.device)
+        lower, upper = (
+            end.flatten().expand(count, -1).clone() for end in (problem.lower, problem.upper)
+        )
+        self.first = self._bounded(
+            Boxes(row, torch.full_like(problem.rows[:, 0], torch.inf), row, lower, upper)
+        )
+
+    def root(self) -> Boxes:
+        """One subdomain per row of the problem: the whole box."""
+        return self.first
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat.reshape(-1, *self.problem.graph.input_shape)
+
+    def _bounded(self, boxes: Boxes) -> Boxes:
+        graph, plan = self.problem.graph, self.plan
+        lower, upper = self._shaped(boxes.lower), self._shaped(boxes.upper)
+        intervals = forward_intervals(graph, lower, upper)
+        preacts = preactivation_bounds(plan, lower, upper, intervals, budget=self.budget)
+        norm = norm_bounds(
+            plan,
+            self.problem.rows[boxes.row],
+            slope_intervals(graph, preacts),
+            budget=self.budget,
+            tighten=True,
+        )
+        # An entry can vary only through open slopes; cut where that, times the edge, is largest.
+        spread = (norm.entries.upper - norm.entries.lower).flatten(1)
+        width = boxes.upper - boxes.lower
+        weight = width * (spread.sum(1, keepdim=True) + spread)
+        middle = (boxes.lower + boxes.upper) / 2
+        divisible = (middle > boxes.lower) & (middle < boxes.upper)
+        best, choice = weight.masked_fill(~divisible, 0).max(dim=1)
+        bound = torch.where(norm.upper_bound.isnan(), boxes.upper_bound, norm.upper_bound)
+        return boxes.having(
+            upper_bound=torch.minimum(bound, boxes.upper_bound),
+            choice=choice.masked_fill(best <= 0, -1),
+        )
+
+    def children(self, parents: Boxes) -> Boxes:
+        """Both closed halves of every box, bounded."""
+        both = concatenate([parents, parents])
+        count = len(parents)
+        at = torch.arange(count, device=parents.row.device)
+        middle = ((parents.lower + parents.upper) / 2)[at, parents.choice]
+        both.upper[at, parents.choice] = middle
+        both.lower[at + count, parents.choice] = middle
+        return self._bounded(both)
+
+    def refine(self, subdomains: Boxes) -> Report:
+        """The centres as candidates for witnesses; boxes are as tight as they get."""
+        return Report(subdomains, self._centres(subdomains), subdomains.row)
+
+    def settle(self, leaves: Boxes) -> Report:
+        """Leaves are attained at their centres, or too small to divide."""
+        return Report(leaves.take(slice(0, 0)), self._centres(leaves), leaves.row, 0, leaves)
+
+    def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
+        """True gradient norms, see :func:`lipschitz.leaf.witness_norms`."""
+        return witness_norms(self.problem, points, rows)
+
+    def _centres(self, boxes: Boxes) -> Tensor:
+        return self._shaped((boxes.lower + boxes.upper) / 2)

@@ -1,0 +1,242 @@
+"""One backward pass per subdomain from intervals that are already known: the cheap bound.
+
+The norm is bounded as in :func:`lipschitz.native.crown.norm_bounds`, but with the cotangents' and
+entries' intervals given, so that only one row per subdomain goes back through the Jacobian, and
+interval arithmetic tightens those intervals on the way at the price of four more. Children of a
+split need no more than that; the full CROWN bounds are left for subdomains that reach the top of
+the pool.
+
+Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.native.crown import intersect
+from lipschitz.native.interval import ForwardIntervals, Interval, product_interval
+from lipschitz.native.plan import Plan
+from lipschitz.relaxation import absolute_value_chord
+from lipschitz.rounding import raise_upper_bound
+from lipschitz.subdomains import NeuronLayout, Subdomains
+
+
+@dataclass(frozen=True)
+class VectorBound:
+    """Result of the pass.
+
+    Attributes:
+        upper_bound: Upper bound of the norm, [B].
+        coefficient: How much it counts each neuron's h = g * s, [B, N].
+        slope_range: Width of each neuron's slope interval, [B, N].
+        entry_gap: Intercept of the chord of ``|J_i|``, [B, D].
+    """
+
+    upper_bound: Tensor
+    coefficient: Tensor
+    slope_range: Tensor
+    entry_gap: Tensor
+
+
+def preact_ancestors(plan: Plan) -> set[int]:
+    """Nodes that some pre-activation depends on, itself included."""
+    wanted: set[int] = set()
+    for activation in plan.activations:
+        wanted.add(plan.preact_node(activation))
+    for index in range(len(plan.graph.nodes) - 1, 0, -1):
+        if index in wanted:
+            wanted.update(plan.graph.nodes[index].parents)
+    return wanted
+
+
+def tighten_preacts(
+    plan: Plan,
+    layout: NeuronLayout,
+    wanted: set[int],
+    root: ForwardIntervals,
+    subdomains: Subdomains,
+) -> Subdomains:
+    """Pre-activation intervals tightened by interval arithmetic from the earlier layers'.
+
+    Args:
+        plan: The graph.
+        layout: Where the neurons are.
+        wanted: :func:`preact_ancestors` of the plan.
+        root: Interval bounds over the whole box; they hold in every subdomain.
+        subdomains: What to tighten.
+    """
+    values: dict[int, Interval] = {0: root.bounds[0]}
+    tight: dict[int, Interval] = {}
+    varies: set[int] = set()
+    for index, node in enumerate(plan.graph.nodes[1:], start=1):
+        if node.affine is None:
+            if index not in layout.slices:
+                values[index] = root.bounds[index]
+                continue
+            own = Interval(
+                layout.part(subdomains.preact_lower, index),
+                layout.part(subdomains.preact_upper, index),
+            )
+            if node.parents[0] in varies:
+                margin = root.rounding[node.parents[0]]
+                lower, upper = values[node.parents[0]]
+                own = intersect(own, Interval(lower - margin, upper + margin))
+            tight[index] = own
+            values[index] = Interval(*node.activation.interval(*own))
+            varies.add(index)
+        elif index in wanted and varies.intersection(node.parents):
+            inputs = [Interval(*torch.broadcast_tensors(*values[p])) for p in node.parents]
+            centre = node.affine.forward(*[(i.lower + i.upper) / 2 for i in inputs])
+            radius = plan.magnitudes[index].linear(*[(i.upper - i.lower) / 2 for i in inputs])
+            values[index] = Interval(centre - radius, centre + radius)
+            varies.add(index)
+        else:
+            values[index] = root.bounds[index]
+    batch, like = len(subdomains), subdomains.preact_lower
+    return subdomains.having(
+        preact_lower=layout.join({i: b.lower for i, b in tight.items()}, batch, like),
+        preact_upper=layout.join({i: b.upper for i, b in tight.items()}, batch, like),
+    )
+
+
+def tighten_cotangents(
+    plan: Plan,
+    layout: NeuronLayout,
+    directions: Tensor,
+    slopes: dict[int, Interval],
+    subdomains: Subdomains,
+) -> Subdomains:
+    """Intervals of the cotangents and entries tightened by interval arithmetic from the output.
+
+    Args:
+        plan: The graph.
+        layout: Where the neurons are.
+        directions: Output direction of each subdomain, [B, C].
+        slopes: Slope interval by activation node, [B, *shape].
+        subdomains: What to tighten.
+    """
+    nodes = plan.graph.nodes
+    known: dict[int, Interval] = {len(nodes) - 1: Interval(directions, directions)}
+    tight: dict[int, Interval] = {}
+    for index in range(len(nodes) - 1, 0, -1):
+        bounds = known.pop(index, None)
+        if bounds is None:
+            continue
+        node = nodes[index]
+        if node.affine is None:
+            own = Interval(
+                layout.part(subdomains.cotangent_lower, index),
+                layout.part(subdomains.cotangent_upper, index),
+            )
+            tight[index] = intersect(bounds, own)
+            contributions = [product_interval(tight[index], slopes[index])]
+        elif bounds.lower is bounds.upper:
+            contributions = [Interval(c, c) for c in node.affine.adjoint(bounds.lower)]
+        else:
+            centres = node.affine.adjoint((bounds.lower + bounds.upper) / 2)
+            radii = plan.magnitudes[index].adjoint((bounds.upper - bounds.lower) / 2)
+            contributions = [Interval(c - r, c + r) for c, r in zip(centres, radii, strict=True)]
+        for parent, new in zip(node.parents, contributions, strict=True):
+            old = known.get(parent)
+            known[parent] = (
+                new if old is None else Interval(old.lower + new.lower, old.upper + new.upper)
+            )
+    batch, like = len(subdomains), subdomains.cotangent_lower
+    changes = {
+        "cotangent_lower": layout.join({i: b.lower for i, b in tight.items()}, batch, like),
+        "cotangent_upper": layout.join({i: b.upper for i, b in tight.items()}, batch, like),
+    }
+    if 0 in known:
+        lower, upper = (end.flatten(1).expand(batch, -1) for end in known[0])
+        changes["entry_lower"] = torch.maximum(subdomains.entry_lower, lower)
+        changes["entry_upper"] = torch.minimum(subdomains.entry_upper, upper)
+    return subdomains.having(**changes)
+
+
+def upper_line(
+    coefficient: Tensor, lower: Tensor, upper: Tensor, slope: Interval
+) -> tuple[Tensor, Tensor]:
+    """Line above ``coefficient * g * s``: its coefficient at g, and its constants summed, [B].
+
+    A negative coefficient is turned positive by mirroring g, so that one chord of the convex
+    ``max(s_lower g, s_upper g)`` serves both signs. The constant is the largest gap at the two
+    ends, which is right for any slope of the line.
+
+    Args:
+        coefficient, lower, upper: Coefficient at h = g * s and interval of g, [B, n].
+        slope: Interval of s, [B, n], never negative.
+    """
+    positive = coefficient >= 0
+    low, high = torch.where(positive, lower, -upper), torch.where(positive, upper, -lower)
+    at_low = torch.maximum(slope.lower * low, slope.upper * low)
+    at_high = torch.maximum(slope.lower * high, slope.upper * high)
+    tiny = torch.finfo(low.dtype).tiny
+    chord = (at_high - at_low) / (high - low).clamp(min=tiny)
+    line = torch.where(low >= 0, slope.upper, torch.where(high <= 0, slope.lower, chord))
+    line = torch.where(slope.lower == slope.upper, slope.lower, line)
+    # An interval of no width, or two bounds that rounding has crossed, may give any chord.
+    line = torch.minimum(torch.maximum(line, slope.lower), slope.upper)
+    gap = torch.maximum(at_low - line * low, at_high - line * high)
+    return coefficient * line, (coefficient.abs() * gap).sum(1)
+
+
+def vector_bound(
+    plan: Plan,
+    layout: NeuronLayout,
+    directions: Tensor,
+    slopes: dict[int, Interval],
+    subdomains: Subdomains,
+) -> VectorBound:
+    """Upper bound of the norm from the intervals the subdomains hold; no interval is changed.
+
+    Args:
+        plan: The graph.
+        layout: Where the neurons are.
+        directions: Output direction of each subdomain, [B, C].
+        slopes: Slope interval by activation node, [B, *shape].
+        subdomains: The subdomains.
+    """
+    graph, batch, last = plan.graph, len(subdomains), len(plan.graph.nodes) - 1
+    chord, intercept = absolute_value_chord(subdomains.entry_lower, subdomains.entry_upper)
+    fixed = subdomains.entry_sign != 0
+    chord = torch.where(fixed, subdomains.entry_sign, chord)
+    gap = intercept.masked_fill(fixed, 0)
+    total = gap.sum(1)
+    pending = {0: chord.reshape(batch, *graph.input_shape)}
+    coefficient: dict[int, Tensor] = {}
+    for index in range(last + 1):
+        incoming = pending.pop(index, None)
+        if incoming is None:
+            continue
+        if index == last:
+            total = total + (incoming * directions).sum(1)
+        for child, slot in plan.consumers[index]:
+            node = graph.nodes[child]
+            if node.affine is None:
+                part = layout.slices[child]
+                flat = incoming.flatten(1)
+                coefficient[child] = flat
+                new, gained = upper_line(
+                    flat,
+                    subdomains.cotangent_lower[:, part],
+                    subdomains.cotangent_upper[:, part],
+                    Interval(*(end.flatten(1) for end in slopes[child])),
+                )
+                new, total = new.reshape(incoming.shape), total + gained
+            else:
+                new = node.affine.linear_from(slot, incoming)
+            pending[child] = pending[child] + new if child in pending else new
+    like = subdomains.cotangent_lower
+    for activation in layout.slices:
+        zero = like.new_zeros(1, layout.shapes[activation].numel())
+        coefficient.setdefault(activation, zero)
+    ranges = {i: s.upper - s.lower for i, s in slopes.items()}
+    return VectorBound(
+        raise_upper_bound(total.clamp(min=0)),  # fixed signs may make it negative
+        layout.join(coefficient, batch, like),
+        layout.join(ranges, batch, like),
+        gap,
+    )

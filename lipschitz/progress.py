@@ -1,0 +1,77 @@
+"""A live line on stderr for a search, and a file of its bounds over time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from lipschitz.search_types import Progress
+from utils import append_row
+
+Watch = Callable[[Progress], None]
+
+
+class ProgressBar:
+    """Shows upper and lower bound, gap, subdomains per second and open subdomains.
+
+    Args:
+        timeout: Seconds the search may take: the length of the bar.
+        disable: True: never; None: only on a terminal.
+    """
+
+    def __init__(self, timeout: float, disable: bool | None = None) -> None:
+        self._bar = tqdm(
+            total=timeout,
+            desc="bab",
+            file=sys.stderr,
+            leave=False,
+            disable=disable,
+            bar_format="{desc} {n:.0f}/{total:.0f}s |{bar:10}| {postfix}",
+        )
+
+    def __call__(self, state: Progress) -> None:
+        """Take in the state of the search."""
+        self._bar.n = min(state.seconds, self._bar.total)
+        gap = state.upper_bound / state.lower_bound - 1 if state.lower_bound > 0 else float("inf")
+        rate = state.domains / max(state.seconds, 1e-9)
+        self._bar.set_postfix_str(
+            f"upper {state.upper_bound:.4f} lower {state.lower_bound:.4f} gap {gap:.2%} "
+            f"domains {state.domains} ({rate:.0f}/s) open {state.open_domains}",
+            refresh=False,
+        )
+        self._bar.update(0)
+
+    def close(self) -> None:
+        """Remove the line."""
+        self._bar.close()
+
+
+def trace_to(path: str | os.PathLike[str], example: int | None = None) -> Watch:
+    """A watcher that appends a row whenever a bound has changed or a second has passed.
+
+    Args:
+        path: JSON-lines file.
+        example: Number of the example, for the rows.
+    """
+    last: Progress | None = None
+
+    def watch(state: Progress) -> None:
+        nonlocal last
+        changed = last is None or (state.upper_bound, state.lower_bound) != (
+            last.upper_bound,
+            last.lower_bound,
+        )
+        if (
+            last is None
+            or state.finished
+            or (changed and state.seconds - last.seconds > 0.02)
+            or (state.seconds - last.seconds > 1)
+        ):
+            row = {"example": example, **vars(state)}
+            append_row(path, row)
+            last = state
+
+    return watch

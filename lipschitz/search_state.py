@@ -1,0 +1,126 @@
+"""The state of a branch-and-bound search, and one round of it.
+
+At any moment the certified upper bound is the largest of: the open subdomains' bounds, those of
+subdomains closed or given up, and the lower bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipschitz.domain_pool import DomainPool
+from lipschitz.rounding import guard
+from lipschitz.search_types import Bounding, Progress, Report, SearchResult
+from lipschitz.subdomains import Batch
+
+
+class SearchState:
+    """Pool, incumbent and what has left the pool without being refuted.
+
+    Args:
+        bounding: The engine's bounds and splits.
+        lower_bound, witness: A norm attained at a point, and the point.
+    """
+
+    def __init__(self, bounding: Bounding, lower_bound: float, witness: Tensor | None) -> None:
+        self.bounding = bounding
+        self.lower_bound, self.witness = lower_bound, witness
+        first = bounding.root()
+        self.root_bounds = first.upper_bound.clone()
+        self.pool = DomainPool(first)
+        self.closed_rows = torch.full_like(self.root_bounds, -torch.inf)  # pruned or attained
+        self.folded = float("-inf")
+        self.domains = self.programs = 0
+
+    @property
+    def upper_bound(self) -> float:
+        """Certified upper bound of the maximum over all rows."""
+        return max(self.pool.largest(), self.closed_bound, self.lower_bound)
+
+    @property
+    def closed_bound(self) -> float:
+        """Largest upper bound that no further search can lower."""
+        return float(self.closed_rows.max())
+
+    def progress(self, seconds: float, *, finished: bool = False) -> Progress:
+        """The state for whoever watches."""
+        return Progress(
+            seconds,
+            self.upper_bound,
+            self.lower_bound,
+            self.domains,
+            len(self.pool),
+            finished,
+        )
+
+    def close(self, subdomains: Batch) -> None:
+        """Keep the upper bounds of subdomains that are not searched any further."""
+        self.closed_rows.scatter_reduce_(0, subdomains.row, subdomains.upper_bound, "amax")
+
+    def look(self, report: Report) -> Batch:
+        """Take in what a report says; returns the subdomains that are left."""
+        self.programs += report.programs
+        if report.closed is not None:
+            self.close(report.closed)
+        if len(report.points):
+            norms = self.bounding.witness_norms(report.points, report.point_rows)
+            best = int(norms.argmax())
+            norm = float(norms[best]) * (1 - guard(norms.dtype))
+            if norm > max(self.pool.largest(), self.closed_bound) * (1 + 50 * guard(norms.dtype)):
+                raise ArithmeticError(
+                    f"a true gradient has norm {norm:.9g}, above the certified bound "
+                    f"{self.upper_bound:.9g}: the bounds cannot be trusted; try --dtype float64"
+                )
+            if norm > self.lower_bound:
+                self.lower_bound, self.witness = norm, report.points[best].clone()
+        return report.subdomains
+
+    def round(self, count: int, threshold: float) -> None:
+        """Replace the strongest subdomains by their children."""
+        slots = self.pool.strongest(count, threshold)
+        parents = self.pool.read(slots)
+        cut = float(parents.upper_bound.min())
+        parents = self.look(self.bounding.refine(parents))
+        is_leaf = parents.choice < 0
+        if bool(is_leaf.any()):
+            left = self.look(self.bounding.settle(parents.take(is_leaf)))
+            self._store(left, threshold)
+            parents = parents.take(~is_leaf)
+        # What refining has pushed below the rest of the batch waits for its turn.
+        weak = parents.upper_bound < cut
+        self._store(parents.take(weak), threshold)
+        parents = parents.take(~weak)
+        if len(parents):
+            children = self.bounding.children(parents)
+            self.domains += len(children)
+            self._store(children, threshold)
+        self.pool.drop(slots)
+
+    def _store(self, subdomains: Batch, threshold: float) -> None:
+        keep = subdomains.upper_bound > threshold
+        self.close(subdomains.take(~keep))
+        self.pool.add(subdomains.take(keep))
+
+    def fold(self, max_domains: int) -> None:
+        """Give up the weakest subdomains beyond the limit, keeping their upper bounds."""
+        excess = len(self.pool) - max_domains
+        if excess > 0:
+            slots = self.pool.weakest(excess + max_domains // 10)
+            given_up = self.pool.read(slots)
+            self.folded = max(self.folded, float(given_up.upper_bound.max()))
+            self.close(given_up)
+            self.pool.drop(slots)
+
+    def result(self, status: str) -> SearchResult:
+        """The certified bounds reached so far."""
+        rows = torch.maximum(self.pool.row_upper_bounds(len(self.root_bounds)), self.closed_rows)
+        return SearchResult(
+            self.upper_bound,
+            self.lower_bound,
+            torch.minimum(rows.clamp(min=0), self.root_bounds),
+            self.witness,
+            status,
+            self.domains,
+            self.programs,
+        )

@@ -1,0 +1,229 @@
+"""Bounds by branch and bound: which engine bounds subdomains, what is split, and the limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+import bab
+from lipschitz.branching import HEURISTICS, chooser
+from lipschitz.lirpa.bounds import LirpaEngine
+from lipschitz.lirpa.search import LirpaSearch
+from lipschitz.lower_bound import Sampling, sample_gradients
+from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import RootBounds, native_crown
+from lipschitz.native.input_search import InputSearch
+from lipschitz.native.interval import interval_norm_bound
+from lipschitz.native.search import NativeSearch
+from lipschitz.problem import INTERRUPTED, TIMEOUT, LipschitzResult, LocalProblem
+from lipschitz.rounding import raise_upper_bound
+from lipschitz.search_types import Bounding, Limits, Progress
+from utils import InputError
+
+BRANCHES = ("relu", "input", "auto")
+_REFRESH = {"on": 1, "off": 0, "auto": None}
+# Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
+_FEW_INPUTS = 8
+_TRIAL_SECONDS = 0.5
+_POOL_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class BranchOptions:
+    """How to search.
+
+    Attributes:
+        timeout: Seconds, root bound included.
+        tolerance: Relative gap up to which the result is called exact.
+        batch_size: Subdomains split per round; by the network's size if None.
+        max_domains: Open subdomains kept; by memory if None.
+        heuristic: ``sign``, ``slope``, ``area`` or ``babsr``; None is ``sign`` on the native engine
+            and ``area``, the paper's, on auto_LiRPA's.
+        branch: ``relu`` (neurons and signs of entries), ``input`` (the box) or ``auto``.
+        refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
+            ``auto``: by cost.
+    """
+
+    timeout: float = 60.0
+    tolerance: float = 1e-4
+    batch_size: int | None = None
+    max_domains: int | None = None
+    heuristic: str | None = None
+    branch: str = "auto"
+    refresh: str = "auto"
+
+    def having(self, **changes: object) -> BranchOptions:
+        """The same with some options replaced."""
+        return replace(self, **changes)
+
+
+def check_branching(options: BranchOptions, engine: str) -> None:
+    """Refuse options that do not exist or that an engine does not have.
+
+    Raises:
+        InputError: With what to use instead.
+    """
+    for name, known in (("branch", BRANCHES), ("refresh", tuple(_REFRESH))):
+        if getattr(options, name) not in known:
+            raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
+    if options.heuristic is not None:
+        chooser(options.heuristic)
+    if engine == "native":
+        return
+    if engine != "auto_lirpa":
+        raise InputError(f"unknown engine {engine!r}: use native or auto_lirpa")
+    if options.heuristic is not None and HEURISTICS[options.heuristic][1]:
+        raise InputError(
+            f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
+            "engine bounds: use slope, area or babsr with auto_lirpa"
+        )
+    if options.branch == "input" or options.refresh == "on":
+        raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
+
+
+def bound_by_branching(
+    problem: LocalProblem,
+    options: BranchOptions | None = None,
+    watch: Callable[[Progress], None] | None = None,
+    *,
+    sampling: Sampling | None = None,
+    engine: LirpaEngine | None = None,
+    optimize: bool = True,
+) -> LipschitzResult:
+    """Certified bounds by branch and bound.
+
+    Ctrl-C returns the certified bounds reached so far: those of the search, or, before it has
+    begun, of interval arithmetic.
+
+    Args:
+        problem: What to bound.
+        options: How to search.
+        watch: Called once per round.
+        sampling: How hard to look for the first lower bound.
+        engine: Bounds subdomains by auto_LiRPA; the native engine if None.
+        optimize: Optimise the slopes of the root's pre-activation bounds.
+
+    Raises:
+        InputError: Unknown options, or ones that the engine does not have.
+    """
+    options = options or BranchOptions()
+    check_branching(options, "native" if engine is None else "auto_lirpa")
+    begin = time.perf_counter()
+    graph = problem.graph
+    known = LipschitzResult(
+        upper_bound=float("inf"),
+        lower_bound=0.0,
+        class_upper_bounds=(),
+        root_upper_bound=float("inf"),
+        status=INTERRUPTED,
+        witness=None,
+        method="bab",
+        engine="native" if engine is None else "auto_lirpa",
+        seconds=0.0,
+        dtype=str(graph.dtype).removeprefix("torch."),
+        device=graph.device.type,
+    )
+    try:
+        root = _root_bounds(problem, engine, optimize, options.timeout / 2)
+        found = sample_gradients(problem, sampling)
+    except KeyboardInterrupt:
+        rows = raise_upper_bound(
+            interval_norm_bound(graph, problem.lower, problem.upper, problem.rows)
+        )
+        return replace(
+            known,
+            upper_bound=float(rows.max()),
+            class_upper_bounds=tuple(rows.tolist()),
+            root_upper_bound=float(rows.max()),
+            seconds=time.perf_counter() - begin,
+        )
+    best = int(found.norms.argmax())
+    lower_bound = float(found.norms[best])
+    witness = found.witnesses[best] if lower_bound > 0 else None
+    root_upper = float(root.class_upper_bounds.max())
+    limits = _limits(problem, options, begin)
+    searches = _searches(problem, options, engine, root)
+    settled = root_upper <= lower_bound * (1 + options.tolerance)
+    branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
+    result = bab.branch_and_bound(searches[branch](), lower_bound, witness, limits, watch)
+    rows = torch.minimum(result.row_upper_bounds, root.class_upper_bounds)
+    return replace(
+        known,
+        upper_bound=min(result.upper_bound, root_upper),
+        lower_bound=result.lower_bound,
+        class_upper_bounds=tuple(rows.tolist()),
+        root_upper_bound=root_upper,
+        status=result.status,
+        witness=result.witness,
+        seconds=time.perf_counter() - begin,
+        domains=result.domains,
+        leaves_checked=result.leaves_checked,
+        branch=branch,
+    )
+
+
+def _root_bounds(
+    problem: LocalProblem, engine: LirpaEngine | None, optimize: bool, seconds: float
+) -> RootBounds:
+    if engine is not None:
+        return engine.crown(problem, optimize=optimize)
+    if not optimize:
+        return native_crown(problem)
+    return native_alpha(problem, deadline=time.monotonic() + seconds)
+
+
+def _searches(
+    problem: LocalProblem, options: BranchOptions, engine: LirpaEngine | None, root: RootBounds
+) -> dict[str, Callable[[], Bounding]]:
+    """What can be split, and how subdomains are then bounded."""
+    if engine is not None:
+        choose = chooser(options.heuristic or "area")
+        return {"relu": lambda: LirpaSearch(problem, engine, root, choose)}
+    choose = chooser(options.heuristic or "sign")
+    refresh_every = _REFRESH[options.refresh]
+    return {
+        "relu": lambda: NativeSearch(problem, root, choose, refresh_every=refresh_every),
+        "input": lambda: InputSearch(problem),
+    }
+
+
+def _limits(problem: LocalProblem, options: BranchOptions, begin: float) -> Limits:
+    """Limits with the sizes filled in from the network's."""
+    graph = problem.graph
+    numbers = 4 * sum(graph.nodes[i].shape.numel() for i in graph.activation_nodes)
+    numbers += 3 * problem.centre.numel() + 8
+    fitting = _POOL_BYTES // (numbers * problem.rows.element_size())
+    return Limits(
+        options.timeout,
+        options.tolerance,
+        options.batch_size or max(8, min(512, 4_000_000 // numbers)),
+        options.max_domains or max(64, min(500_000, fitting)),
+        begin,
+    )
+
+
+def _choose_branch(
+    options: BranchOptions,
+    problem: LocalProblem,
+    searches: dict[str, Callable[[], Bounding]],
+    lower_bound: float,
+) -> str:
+    """Neurons or input: by whose bound is lower after a moment, if there are few inputs.
+
+    Where several kinks meet, no small box is free of open neurons, so cutting the box may stop
+    short of the exact value; it is chosen only where it is ahead.
+    """
+    if options.branch != "auto":
+        return options.branch
+    if problem.centre.numel() > _FEW_INPUTS or "input" not in searches:
+        return "relu"
+    trial = Limits(min(_TRIAL_SECONDS, options.timeout / 20), options.tolerance, 64, 10_000)
+    neurons, inputs = (
+        bab.branch_and_bound(searches[name](), lower_bound, None, trial)
+        for name in ("relu", "input")
+    )
+    ahead = inputs.status == TIMEOUT and inputs.upper_bound < neurons.upper_bound
+    return "input" if ahead else "relu"

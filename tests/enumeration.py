@@ -1,0 +1,68 @@
+"""Exact local Lipschitz constants of tiny MLPs, by trying every activation pattern.
+
+Independent of the tool: numpy and one linear program per pattern, nothing else.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from scipy.optimize import linprog
+from torch import nn
+
+
+def _region_has_interior(rows: np.ndarray, offsets: np.ndarray, lower, upper) -> bool:
+    """Whether ``rows x + offsets > 0`` somewhere in the box, by the largest slack."""
+    norms = np.linalg.norm(rows, axis=1)
+    constant = norms < 1e-12
+    if (offsets[constant] <= 0).any():
+        return False
+    rows, offsets, norms = rows[~constant], offsets[~constant], norms[~constant]
+    inputs = len(lower)
+    found = linprog(
+        [0.0] * inputs + [-1.0],
+        A_ub=np.hstack([-rows, norms[:, None]]),
+        b_ub=offsets,
+        bounds=[*zip(lower, upper, strict=True), (None, 1.0)],
+    )
+    assert found.status == 0
+    return -found.fun > 1e-9
+
+
+def exact_constants(model: nn.Module, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """Largest l1 norm of every output's gradient over the box, [C].
+
+    Args:
+        model: Flatten, then Linear layers with ReLU or LeakyReLU between.
+        lower, upper: The box, flat.
+    """
+    linears = [m for m in model if isinstance(m, nn.Linear)]
+    slopes = [
+        getattr(m, "negative_slope", 0.0) for m in model if isinstance(m, (nn.ReLU, nn.LeakyReLU))
+    ]
+    weights = [m.weight.detach().double().numpy() for m in linears]
+    biases = [
+        np.zeros(len(w)) if m.bias is None else m.bias.detach().double().numpy()
+        for w, m in zip(weights, linears, strict=True)
+    ]
+    best = np.zeros(len(weights[-1]))
+    inputs = len(lower)
+
+    def descend(layer: int, matrix: np.ndarray, offset: np.ndarray, rows, offsets) -> None:
+        nonlocal best
+        matrix, offset = weights[layer] @ matrix, weights[layer] @ offset + biases[layer]
+        if layer == len(weights) - 1:
+            best = np.maximum(best, np.abs(matrix).sum(1))
+            return
+        for pattern in product((0, 1), repeat=len(matrix)):
+            active = np.array(pattern)
+            signs = 2.0 * active - 1
+            new_rows = np.vstack([rows, signs[:, None] * matrix])
+            new_offsets = np.concatenate([offsets, signs * offset])
+            if _region_has_interior(new_rows, new_offsets, lower, upper):
+                slope = np.where(active == 1, 1.0, slopes[layer])
+                descend(layer + 1, slope[:, None] * matrix, slope * offset, new_rows, new_offsets)
+
+    descend(0, np.eye(inputs), np.zeros(inputs), np.zeros((0, inputs)), np.zeros(0))
+    return best

@@ -1,0 +1,344 @@
+"""Branch and bound: exact against enumeration, certified whenever and however it stops."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, REFERENCES, Case, mlp
+from enumeration import exact_constants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import jacobians, points_in_box
+from torch import nn
+
+import lipschitz.native.search as native_search
+import lipschitz.splits as splits
+from bab import branch_and_bound
+from lipschitz.branching import HEURISTICS, chooser
+from lipschitz.lower_bound import sample_gradients
+from lipschitz.native.crown import native_crown
+from lipschitz.native.input_search import InputSearch
+from lipschitz.native.search import NativeSearch
+from lipschitz.problem import EXACT, make_problem
+from lipschitz.progress import ProgressBar, trace_to
+from lipschitz.search_types import Limits
+from lipschitz.searching import BranchOptions, bound_by_branching
+from lipschitz.tracing import build_graph
+from utils import InputError, read_rows
+
+SLACK = 1e-9
+
+
+def problem_of(model, x, eps):
+    return make_problem(build_graph(model, x.shape), x, eps)
+
+
+def searched(problem, *, heuristic="sign", limits=None, watch=None, wrap=None, **options):
+    bounding = NativeSearch(problem, native_crown(problem), chooser(heuristic), **options)
+    found = sample_gradients(problem)
+    best = int(found.norms.argmax())
+    return branch_and_bound(
+        bounding if wrap is None else wrap(bounding),
+        float(found.norms[best]),
+        found.witnesses[best],
+        limits or Limits(timeout=30, batch_size=64),
+        watch,
+    )
+
+
+def tiny_net(seed: int, sizes: tuple[int, ...], activation=nn.ReLU) -> nn.Module:
+    torch.manual_seed(seed)
+    model = mlp(*sizes, activation=activation).double().eval()
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(2.5)
+    return model
+
+
+def exact_of(model, problem) -> np.ndarray:
+    return exact_constants(model, problem.lower.flatten().numpy(), problem.upper.flatten().numpy())
+
+
+def test_exact_equals_enumeration():
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(
+        seed=st.integers(0, 10**6),
+        hidden=st.lists(st.integers(1, 5), min_size=1, max_size=3).filter(lambda h: sum(h) <= 9),
+        inputs=st.integers(1, 3),
+        eps=st.sampled_from([0.05, 0.4, 1.5]),
+        heuristic=st.sampled_from(sorted(HEURISTICS)),
+        leaky=st.booleans(),
+    )
+    def check(seed, hidden, inputs, eps, heuristic, leaky):
+        activation = (lambda: nn.LeakyReLU(0.2)) if leaky else nn.ReLU
+        model = tiny_net(seed, (inputs, *hidden, 2), activation)
+        problem = problem_of(model, torch.full((inputs,), 0.3, dtype=torch.float64), eps)
+        result = searched(problem, heuristic=heuristic, refresh_every=1)
+        exact = exact_of(model, problem)
+        assert result.status == EXACT
+        assert result.lower_bound <= exact.max() * (1 + SLACK) + 1e-12
+        assert result.upper_bound >= exact.max() * (1 - SLACK)
+        assert result.upper_bound <= result.lower_bound * (1 + 1.001e-4) + 1e-12
+        assert (result.row_upper_bounds.numpy() >= exact * (1 - SLACK)).all()
+
+    check()
+
+
+@pytest.mark.parametrize("options", [{}, {"refresh_every": 0}, {"feasibility_steps": 1}], ids=str)
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: f"{r.file}-{r.eps}")
+def test_reference_values(reference, options):
+    if reference.exact is None:
+        pytest.skip("no exact value is stored")
+    problem = problem_of(reference.model(), reference.point(), reference.eps)
+    result = searched(problem, limits=Limits(timeout=60), **options)
+    assert result.status == EXACT
+    assert result.upper_bound >= reference.exact * (1 - 1e-8)
+    assert result.lower_bound <= reference.exact * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("eps", [0.02, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bounds_hold_on_every_architecture(case: Case, eps, dtype):
+    model, x = case.model(dtype), case.point(dtype)
+    problem = problem_of(model, x, eps)
+    root = native_crown(problem)
+    result = searched(problem, limits=Limits(timeout=1.0, batch_size=64))
+    points = points_in_box(problem.lower, problem.upper, 200)
+    sampled = jacobians(model, points).flatten(2).abs().sum(2).amax(0)
+    rounding = 1e-5 if dtype == torch.float32 else SLACK
+    assert (result.row_upper_bounds >= sampled * (1 - rounding)).all()
+    assert (result.row_upper_bounds <= root.class_upper_bounds).all()
+    assert result.lower_bound <= result.upper_bound
+    if result.witness is not None:
+        assert (problem.lower <= result.witness).all()
+        assert (result.witness <= problem.upper).all()
+        at_witness = jacobians(model, result.witness[None]).flatten(2).abs().sum(2).max()
+        assert float(at_witness) == pytest.approx(result.lower_bound, rel=rounding)
+
+
+def test_float32_brackets_float64():
+    reference = REFERENCES[3]
+    results = [
+        searched(problem_of(reference.model(d), reference.point(d), reference.eps))
+        for d in (torch.float32, torch.float64)
+    ]
+    assert results[0].upper_bound >= results[1].lower_bound
+    assert results[0].lower_bound <= results[1].upper_bound
+    assert results[0].upper_bound == pytest.approx(results[1].upper_bound, rel=2e-4)
+
+
+# --- anytime ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def medium():
+    """A problem whose search takes some rounds, and its exact value."""
+    model = tiny_net(3, (3, 8, 6, 2))
+    problem = problem_of(model, torch.full((3,), 0.3, dtype=torch.float64), 1.5)
+    result = searched(problem, limits=Limits(tolerance=1e-9, batch_size=4, timeout=60))
+    assert result.status == EXACT
+    assert result.domains > 40
+    return problem, result.upper_bound
+
+
+def test_progress_is_monotone_and_certified(medium):
+    problem, exact = medium
+    seen = []
+    searched(problem, limits=Limits(batch_size=4, tolerance=1e-9, timeout=60), watch=seen.append)
+    assert len(seen) > 8
+    for state in seen:
+        assert state.lower_bound <= exact * (1 + SLACK)
+        assert state.upper_bound >= exact * (1 - SLACK)
+    for before, after in itertools.pairwise(seen):
+        assert after.upper_bound <= before.upper_bound
+        assert after.lower_bound >= before.lower_bound
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the n-th call of the engine."""
+
+    def __init__(self, bounding, calls: int) -> None:
+        self.bounding, self.left = bounding, calls
+
+    def __getattr__(self, name):
+        method = getattr(self.bounding, name)
+
+        def call(*arguments):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+            return method(*arguments)
+
+        return call if name != "root" else method
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 5, 8, 13, 21, 34])
+def test_interrupted_bounds_stay_certified(medium, calls):
+    problem, exact = medium
+    result = searched(
+        problem,
+        limits=Limits(batch_size=4, tolerance=1e-9, timeout=60),
+        wrap=lambda bounding: Interrupting(bounding, calls),
+    )
+    assert result.status == "interrupted"
+    assert result.lower_bound <= exact * (1 + SLACK)
+    assert result.upper_bound >= exact * (1 - SLACK)
+    assert float(result.row_upper_bounds.max()) >= exact * (1 - SLACK)
+
+
+@pytest.mark.parametrize("max_domains", [1, 3, 10])
+def test_domain_limit_stays_certified(medium, max_domains):
+    problem, exact = medium
+    limits = Limits(batch_size=4, tolerance=1e-9, timeout=60, max_domains=max_domains)
+    result = searched(problem, limits=limits)
+    assert result.upper_bound >= exact * (1 - SLACK)
+    assert result.lower_bound <= exact * (1 + SLACK)
+    assert result.status in (EXACT, "domain_limit")
+    if max_domains == 1:
+        assert result.status == "domain_limit"
+
+
+def test_timeout_zero_returns_the_root_bound(medium):
+    problem, exact = medium
+    result = searched(problem, limits=Limits(timeout=0))
+    assert result.status == "timeout"
+    assert exact <= result.upper_bound <= float(native_crown(problem).class_upper_bounds.max())
+
+
+def test_two_runs_are_equal(medium):
+    problem, _ = medium
+    runs = [searched(problem, limits=Limits(timeout=60, batch_size=n)) for n in (16, 16)]
+    first, second = (dataclasses.asdict(run) for run in runs)
+    for key, value in first.items():
+        assert (
+            torch.equal(torch.as_tensor(second[key]), value)
+            if torch.is_tensor(value)
+            else (second[key] == value)
+        )
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12])
+def test_point_box_gives_the_gradient_norm(eps):
+    model = tiny_net(5, (3, 6, 4, 2))
+    x = torch.full((3,), 0.3, dtype=torch.float64)
+    result = searched(problem_of(model, x, eps))
+    true = float(jacobians(model, x[None]).abs().sum(2).max())
+    assert result.status == EXACT
+    assert result.upper_bound == pytest.approx(true, rel=1e-9)
+
+
+# --- negative controls --------------------------------------------------------------------------
+
+
+def test_a_split_that_forgets_a_strip_is_caught(monkeypatch):
+    """Halves that leave out 0 < z < strip must lose the maximum of some network."""
+    true_halves = splits.closed_halves
+
+    def with_a_strip(parents, table=None):
+        both = true_halves(parents, table)
+        count, total = parents.preact_lower.shape
+        neuron = parents.choice < total
+        above = neuron.nonzero()[:, 0] + count
+        at = (above, parents.choice[neuron])
+        both.preact_lower[at] = both.preact_lower[at] + 0.4 * both.preact_upper[at]
+        return both
+
+    assert _too_small() == 0
+    monkeypatch.setattr(native_search, "closed_halves", with_a_strip)
+    assert _too_small() > 0
+
+
+def test_a_relaxation_off_by_a_thousandth_is_caught(monkeypatch):
+    true_bound = native_search.vector_bound
+
+    def too_small(*arguments):
+        bound = true_bound(*arguments)
+        return dataclasses.replace(bound, upper_bound=bound.upper_bound * 0.999)
+
+    monkeypatch.setattr(native_search, "vector_bound", too_small)
+    assert _too_small() > 0
+
+
+def _too_small() -> int:
+    """Tiny networks whose upper bound is below the exact value, or contradicts itself."""
+    failures = 0
+    for seed in range(12):
+        model = tiny_net(seed, (2, 5, 3, 2))
+        problem = problem_of(model, torch.full((2,), 0.3, dtype=torch.float64), 1.5)
+        bounding = NativeSearch(problem, native_crown(problem), chooser("sign"))
+        try:
+            result = branch_and_bound(bounding, 0.0, None, Limits(timeout=2, tolerance=1e-6))
+        except ArithmeticError:  # the search met a gradient above its own bound
+            failures += 1
+            continue
+        failures += result.upper_bound < exact_of(model, problem).max() * (1 - 1e-7)
+    return failures
+
+
+# --- cutting the input, the whole call ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("branch", ["relu", "input", "auto"])
+@pytest.mark.parametrize("inputs", [1, 2, 3])
+def test_every_way_of_branching_reaches_the_exact_value(branch, inputs):
+    for seed in range(3):
+        model = tiny_net(seed, (inputs, 5, 4, 2))
+        problem = problem_of(model, torch.full((inputs,), 0.3, dtype=torch.float64), 0.7)
+        options = BranchOptions(timeout=20, branch=branch, tolerance=1e-3)
+        result = bound_by_branching(problem, options)
+        exact = exact_of(model, problem).max()
+        assert result.branch == branch or branch == "auto"
+        assert result.upper_bound >= exact * (1 - SLACK)
+        assert result.lower_bound <= exact * (1 + SLACK)
+        assert result.upper_bound <= result.root_upper_bound
+        if branch != "input" or inputs == 1:
+            assert result.status == EXACT
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_input_search_is_certified(case: Case):
+    model, x = case.model(), case.point()
+    problem = problem_of(model, x, 0.3)
+    result = branch_and_bound(InputSearch(problem), 0.0, None, Limits(timeout=0.5, batch_size=32))
+    points = points_in_box(problem.lower, problem.upper, 200)
+    sampled = jacobians(model, points).flatten(2).abs().sum(2).amax(0)
+    assert (result.row_upper_bounds >= sampled * (1 - SLACK)).all()
+    assert result.lower_bound <= result.upper_bound
+
+
+@pytest.mark.parametrize("changed", [{"branch": "both"}, {"refresh": "yes"}, {"heuristic": "best"}])
+def test_unknown_options_are_refused(medium, changed):
+    with pytest.raises(InputError, match=r"both|yes|best"):
+        bound_by_branching(medium[0], BranchOptions(**changed))
+
+
+@pytest.mark.parametrize("refresh", ["on", "off", "auto"])
+def test_refresh_changes_speed_only(medium, refresh):
+    problem, exact = medium
+    result = bound_by_branching(problem, BranchOptions(refresh=refresh, branch="relu"))
+    assert result.status == EXACT
+    assert result.upper_bound == pytest.approx(exact, rel=1.1e-4)
+
+
+def test_watchers(medium, tmp_path, capsys):
+    problem, _ = medium
+    bar, trace = ProgressBar(timeout=60, disable=False), trace_to(tmp_path / "trace.jsonl", 7)
+
+    def watch(state):
+        bar(state)
+        trace(state)
+
+    bound_by_branching(problem, BranchOptions(branch="relu", batch_size=2), watch)
+    bar.close()
+    rows = read_rows(tmp_path / "trace.jsonl")
+    assert rows
+    assert rows[0]["example"] == 7
+    assert [row["finished"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert {"seconds", "upper_bound", "lower_bound", "domains", "open_domains"} <= set(rows[0])
+    shown = capsys.readouterr()
+    assert "upper" in shown.err
+    assert not shown.out
