@@ -18,18 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from data import DataSpec, data_spec, evaluation_examples, list_data, load_data
+from data import DataSpec, continuous_features, data_spec, list_data, load_data
+from data.points import Choice, Points, points_of_data, points_of_file
 from lipschitz import (
     METHODS,
     BranchOptions,
     LipschitzResult,
     MethodOptions,
     Prepared,
+    build_graph,
     make_problem,
 )
+from lipschitz.applications.monotonicity import MonotonicityOptions, run_monotonicity, table
+from lipschitz.applications.sign_search import SignLimits
 from lipschitz.branching import HEURISTICS
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
@@ -48,6 +52,7 @@ from utils import (
     choose_device,
     choose_dtype,
     disable_tf32,
+    numbers,
     parse_params,
     read_rows,
     run_cli,
@@ -57,8 +62,6 @@ from utils import (
 )
 
 _SCHEMA = 1
-# The paper's code cuts the box to these pixels, that is, hardly; --input-clipping to the data's.
-_WIDE_PIXEL_RANGE = (-1.0, 2.0)
 
 
 def build_parser() -> Parser:
@@ -96,18 +99,29 @@ def build_parser() -> Parser:
         type=int,
         help="outputs, with --bab subdomains, per batch (default: by the network's size)",
     )
+    how.add_argument("--memory-budget", type=int, metavar="MIB", help="for one chunk of rows")
+    how.add_argument("--timeout", type=float, default=60, help="seconds per example (default 60)")
     how.add_argument("--tolerance", type=float, default=1e-4, help="relative gap called exact")
     how.add_argument("--dtype", default="auto", help="float32, float64 or auto (the model's)")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     how.add_argument("--seed", type=int, default=0, help="of the sampled points (default 0)")
     bab = parser.add_argument_group("branch and bound")
     bab.add_argument("--bab", action="store_true", help="refine the bounds by branch and bound")
-    bab.add_argument("--timeout", type=float, default=60, help="seconds per example (default 60)")
     bab.add_argument("--heuristic", help=f"{', '.join(HEURISTICS)} (default: the engine's)")
     bab.add_argument("--branch", default="auto", help="relu, input or auto (default auto)")
     bab.add_argument("--refresh", default="auto", help="recompute intervals: on, off or auto")
+    bab.add_argument("--beta-steps", type=int, help="for multipliers of splits (default 8)")
     bab.add_argument("--max-domains", type=int, help="open subdomains kept (default: by memory)")
     bab.add_argument("--trace", metavar="FILE.jsonl", help="append the bounds over time")
+    mono = parser.add_argument_group("monotonicity")
+    mono.add_argument(
+        "--mono",
+        action="store_true",
+        help="certify the signs of features' effects: one feature at a time over its whole range, "
+        "or, with --eps, all within eps; --timeout is then per feature, output and sign",
+    )
+    mono.add_argument("--features", metavar="I,...", help="features (default: the table's numbers)")
+    mono.add_argument("--csv", metavar="FILE.csv", help="a line per example, feature and output")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="ROWS.jsonl", help="append a row per example; resumes")
     out.add_argument("--clean", action="store_true", help="print the clean accuracy and exit")
@@ -131,25 +145,6 @@ class Network:
     checkpoint: Checkpoint | None
 
 
-@dataclass(frozen=True)
-class Points:
-    """The examples and their box.
-
-    Attributes:
-        x: [n, *input_shape], in the network's units.
-        labels: [n], or None.
-        radius: eps in the network's units, broadcastable to one example.
-        clip: Range the box is cut to, or None.
-        source: What identifies the points when a run is resumed.
-    """
-
-    x: Tensor
-    labels: Tensor | None
-    radius: Tensor
-    clip: tuple[Tensor, Tensor] | None
-    source: str
-
-
 def parse_eps(text: str | None) -> float:
     """A radius, as a decimal or a fraction such as 2/255.
 
@@ -165,14 +160,6 @@ def parse_eps(text: str | None) -> float:
     if not 0 <= eps < float("inf"):
         raise InputError(f"--eps {text}: expected a finite number, 0 or larger")
     return eps
-
-
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{option} {text}: expected {what} separated by commas") from None
 
 
 def check_options(args: Namespace) -> None:
@@ -193,12 +180,18 @@ def check_options(args: Namespace) -> None:
         if getattr(args, option) < smallest:
             shown = option.replace("_", "-")
             raise InputError(f"--{shown} {getattr(args, option)}: expected at least {smallest}")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise InputError(f"--batch-size {args.batch_size}: expected at least 1")
+    for option in ("batch_size", "memory_budget", "max_domains"):
+        if getattr(args, option) is not None and getattr(args, option) < 1:
+            shown = option.replace("_", "-")
+            raise InputError(f"--{shown} {getattr(args, option)}: expected at least 1")
     for option in ("ob_lr", "tolerance", "timeout"):
         if not 0 < getattr(args, option) < float("inf"):
             shown = option.replace("_", "-")
             raise InputError(f"--{shown} {getattr(args, option)}: expected a positive number")
+    if args.mono and (args.bab or args.margins or args.output):
+        raise InputError("--mono goes without --bab, --margins and --output; see --csv")
+    if not args.mono and (args.features is not None or args.csv is not None):
+        raise InputError("--features and --csv go with --mono")
     if args.std is not None and args.input is None:
         raise InputError("--std goes with --input; a data set knows its own std")
 
@@ -211,10 +204,6 @@ def branching_of(args: Namespace) -> BranchOptions:
     """
     if args.method not in ("crown", "alpha"):
         raise InputError(f"--bab refines crown or alpha, not --method {args.method}; leave it out")
-    for option in ("batch_size", "max_domains"):
-        if getattr(args, option) is not None and getattr(args, option) < 1:
-            shown = option.replace("_", "-")
-            raise InputError(f"--{shown} {getattr(args, option)}: expected at least 1")
     options = BranchOptions(
         timeout=args.timeout,
         tolerance=args.tolerance,
@@ -223,6 +212,7 @@ def branching_of(args: Namespace) -> BranchOptions:
         heuristic=args.heuristic,
         branch=args.branch,
         refresh=args.refresh,
+        beta_steps=args.beta_steps,
     )
     check_branching(options, args.engine or "native")
     return options
@@ -264,83 +254,6 @@ def _is_own(name: str) -> bool:
     return ":" in name
 
 
-def points_of_file(args: Namespace, facts: DataSpec | None, eps: float) -> Points:
-    """The points of ``--input``.
-
-    Raises:
-        InputError: No such file, or arrays of other names, shapes or values.
-    """
-    path = Path(args.input)
-    if not path.is_file():
-        raise InputError(f"--input {path}: there is no such file")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise InputError(f"--input {path} is not a numpy .npz file ({error})") from error
-    if "x" not in content:
-        raise InputError(f"--input {path} holds {sorted(content)}: expected an array 'x'")
-    x = content["x"]
-    if not np.issubdtype(x.dtype, np.number) or x.ndim < 2 or not len(x):
-        raise InputError(
-            f"--input {path}: x is {x.dtype} of shape {x.shape}; expected numbers of shape "
-            "[n, *input shape], the batch dimension first"
-        )
-    if facts is not None:
-        facts = facts.with_shape(x.shape[1:])
-    if not np.isfinite(x).all():
-        raise InputError(f"--input {path}: x holds NaN or infinity; expected finite numbers")
-    labels = content.get("y")
-    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(
-            f"--input {path}: y is {labels.dtype} of shape {labels.shape}; expected whole numbers "
-            f"of shape {x.shape[:1]}"
-        )
-    radius = torch.tensor(eps, dtype=torch.float64)
-    if args.std is not None:
-        std = torch.tensor(_numbers("--std", args.std, float), dtype=torch.float64)
-        if not bool((std > 0).all()) or len(std) not in (1, x.shape[1]):
-            raise InputError(
-                f"--std {args.std}: expected 1 or {x.shape[1]} positive numbers, one per channel"
-            )
-        radius = radius / std.reshape(-1, *[1] * (x.ndim - 2))
-    clip = None
-    if args.input_clipping:
-        if facts is None:
-            raise InputError("--input-clipping with --input: name the --data whose range to use")
-        clip = _clip_range(facts, facts.pixel_range)
-    stop = args.start + args.num_examples
-    if args.start >= len(x):
-        raise InputError(f"--start {args.start}: {path} holds the points 0 to {len(x) - 1}")
-    return Points(
-        torch.from_numpy(x[args.start : stop].astype(np.float64)),
-        None if labels is None else torch.from_numpy(labels[args.start : stop].astype(np.int64)),
-        radius,
-        clip,
-        f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}",
-    )
-
-
-def _clip_range(facts: DataSpec, pixels: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    mean, std = facts.normalisation(torch.float64)
-    return (pixels[0] - mean) / std, (pixels[1] - mean) / std
-
-
-def points_of_data(args: Namespace, facts: DataSpec, shape: tuple[int, ...], eps: float) -> Points:
-    """The test examples of a data set, or the centre of the cube for ``simple``."""
-    x, labels = evaluation_examples(
-        facts.name,
-        start=args.start,
-        count=args.num_examples,
-        model_input_shape=shape,
-        root=args.data_root,
-    )
-    facts = facts.with_shape(shape)
-    pixels = facts.pixel_range if args.input_clipping else _WIDE_PIXEL_RANGE
-    _, std = facts.normalisation(torch.float64)
-    return Points(x.double(), labels, eps / std, _clip_range(facts, pixels), facts.name)
-
-
 def print_clean_accuracy(args: Namespace, network: Network, points: Points | None) -> None:
     """Share of examples classified correctly, over the test set or the points of a file."""
     if points is None:
@@ -368,7 +281,12 @@ def settings_of(
         weights.update(name.encode())
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     optimized = args.method == "crown" and not args.no_optimize
-    searched = ("timeout", "heuristic", "branch", "refresh", "batch_size", "max_domains")
+    searched: tuple[str, ...] = ()
+    if args.bab:
+        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps")
+        searched += ("batch_size", "max_domains")
+    elif METHODS[args.method].searches:
+        searched = ("timeout",)
     return {
         "data": source,
         "model": network.spec.name,
@@ -378,7 +296,7 @@ def settings_of(
         "cnn_to_mlp": args.cnn_to_mlp,
         "method": "bab" if args.bab else args.method,
         "engine": prepared.engine,
-        "search": {name: getattr(args, name) for name in searched} if args.bab else None,
+        "search": {name: getattr(args, name) for name in searched},
         "norm": "inf",
         "eps": parse_eps(args.eps),
         "std": args.std,
@@ -404,10 +322,10 @@ def row_of(
         "example": example,
         "label": label,
         **settings,
-        "upper_bound": result.upper_bound,
+        "upper_bound": _known(result.upper_bound),
         "lower_bound": result.lower_bound,
-        "class_upper_bounds": result.class_upper_bounds,
-        "root_upper_bound": result.root_upper_bound,
+        "class_upper_bounds": [_known(bound) for bound in result.class_upper_bounds],
+        "root_upper_bound": _known(result.root_upper_bound),
         "status": result.status,
         "seconds": result.seconds,
         "domains": result.domains,
@@ -415,6 +333,33 @@ def row_of(
         "branch": result.branch,
         "versions": versions(),
     }
+
+
+def _known(bound: float) -> float | None:
+    """A bound for a row; None from a method that certifies none."""
+    return bound if bound < float("inf") else None
+
+
+def line_of(row: dict[str, Any], seconds: float) -> str:
+    """The line printed for an example."""
+    label = "-" if row["label"] is None else row["label"]
+    upper = "-" if row["upper_bound"] is None else f"{row['upper_bound']:.4f}"
+    return (
+        f"example {row['example']} label {label} upper {upper} lower {row['lower_bound']:.4f} "
+        f"status {row['status']} seconds {seconds:.2f}"
+    )
+
+
+def summary_of(rows: list[dict[str, Any]]) -> str:
+    """The last line: mean bound and mean seconds, as the paper's code prints them.
+
+    Where a method certifies no upper bound, the mean is that of lower bounds and marked so.
+    """
+    seconds = sum(row["seconds"] for row in rows) / len(rows)
+    certified = all(row["upper_bound"] is not None for row in rows)
+    side = "upper_bound" if certified else "lower_bound"
+    mean = sum(row[side] for row in rows) / len(rows)
+    return f"avg_lip {'' if certified else '>='}{mean:.2f} avg_time {seconds:.2f}"
 
 
 def bound_example(
@@ -429,7 +374,7 @@ def bound_example(
         else:  # no label: the margins of the class the network predicts
             at = x[None].to(device=graph.device, dtype=graph.dtype)
             margin_of = int(graph.values(at)[-1].argmax())
-    classes = None if args.classes is None else _numbers("--classes", args.classes, int)
+    classes = None if args.classes is None else numbers("--classes", args.classes, int)
     problem = make_problem(
         graph, x, points.radius, clip=points.clip, classes=classes, margin_of=margin_of
     )
@@ -442,6 +387,36 @@ def bound_example(
             sampling=Sampling(seed=args.seed),
             watch=lambda state: [seen(state) for seen in (show, watch) if seen is not None],
         )
+
+
+def certify_signs(args: Namespace, network: Network, points: Points, device: torch.device) -> None:
+    """Certify signs of features' effects (``--mono``) and print how often each was found."""
+    if args.features is not None:
+        features = {i: str(i) for i in numbers("--features", args.features, int)}
+    elif args.data is not None:
+        features = continuous_features(args.data, args.data_root)
+    else:
+        raise InputError("--features is missing: name the features by their numbers")
+    interval = (0.0, 1.0)
+    if args.data is not None:
+        facts = data_spec(args.data, network.input_shape)
+        mean, std = facts.normalisation(torch.float64)
+        interval = tuple((end - mean) / std for end in facts.pixel_range)
+    graph = build_graph(network.model.to(device), network.input_shape)
+    graph = graph.to(device, choose_dtype(args.dtype, network.model))
+    options = MonotonicityOptions(
+        features,
+        interval=interval,
+        eps=None if args.eps is None else points.radius,
+        classes=None if args.classes is None else numbers("--classes", args.classes, int),
+        limits=SignLimits(timeout=args.timeout),
+        optimize=not args.no_optimize,
+        csv=args.csv,
+        start=args.start,
+    )
+    with tqdm(total=len(points.x), desc="examples", disable=args.quiet or None) as bar:
+        signs = run_monotonicity(graph, points.x.to(device), options, lambda _: bar.update())
+    print(table(signs, features))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -457,7 +432,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(map(str, entries)))
         return 0
     check_options(args)
-    eps = 0.0 if args.clean and args.eps is None else parse_eps(args.eps)
+    no_eps = args.eps is None and (args.clean or args.mono)
+    eps = 0.0 if no_eps else parse_eps(args.eps)
     set_seed(args.seed)
     disable_tf32()
     device = choose_device(args.device)
@@ -467,7 +443,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.data is None and args.input is None:
         raise InputError("--data is missing: name a data set of --list-data, or give --input")
     facts = None if args.data is None else data_spec(args.data)
-    points = points_of_file(args, facts, eps) if args.input else None
+    choice = Choice(args.start, args.num_examples, args.input_clipping)
+    points = None
+    if args.input:
+        points = points_of_file(Path(args.input), eps, choice, std=args.std, facts=facts)
     file_shape = None if points is None else tuple(points.x.shape[1:])
     network = load_network(args, facts, file_shape)
     if points is not None and args.cnn_to_mlp:
@@ -477,7 +456,10 @@ def main(argv: list[str] | None = None) -> int:
         print_clean_accuracy(args, network, points)
         return 0
     if points is None:
-        points = points_of_data(args, facts, network.input_shape, eps)
+        points = points_of_data(facts, network.input_shape, eps, choice, args.data_root)
+    if args.mono:
+        certify_signs(args, network, points, device)
+        return 0
 
     prepared = Prepared(
         network.model.to(device),
@@ -488,6 +470,9 @@ def main(argv: list[str] | None = None) -> int:
             optimize=not args.no_optimize,
             slopes=SlopeOptimization(args.ob_iteration, args.ob_lr),
             rows_at_once=args.batch_size,
+            memory_budget=args.memory_budget and args.memory_budget * 2**20,
+            timeout=args.timeout,
+            seed=args.seed,
         ),
         branching=branching_of(args) if args.bab else None,
         dtype=choose_dtype(args.dtype, network.model),
@@ -498,7 +483,8 @@ def main(argv: list[str] | None = None) -> int:
     done = {
         row.get("example"): row
         for row in (read_rows(args.output) if args.output else [])
-        if all(row.get(key) == value for key, value in settings.items())
+        if row.get("status") != INTERRUPTED
+        and all(row.get(key) == value for key, value in settings.items())
     }
     rows = []
     for index in tqdm(range(len(points.x)), "examples", disable=args.quiet or None):
@@ -513,18 +499,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.output:
             append_row(args.output, row)
         rows.append(row)
-        tqdm.write(
-            f"example {example} label {'-' if label is None else label} "
-            f"upper {result.upper_bound:.4f} lower {result.lower_bound:.4f} "
-            f"status {result.status} seconds {time.perf_counter() - begin:.2f}",
-            file=sys.stdout,
-        )
+        tqdm.write(line_of(row, time.perf_counter() - begin), file=sys.stdout)
         sys.stdout.flush()
         if result.status == INTERRUPTED:
             break
-    avg_lip = sum(row["upper_bound"] for row in rows) / len(rows)
-    avg_time = sum(row["seconds"] for row in rows) / len(rows)
-    print(f"avg_lip {avg_lip:.2f} avg_time {avg_time:.2f}")
+    print(summary_of(rows))
     if rows[-1]["status"] == INTERRUPTED:
         raise KeyboardInterrupt(f"interrupted; the bounds of {len(rows)} examples are certified")
     return 0

@@ -145,6 +145,19 @@ def parse_params(text: str | None, **named: Any) -> dict[str, Any]:
     return params
 
 
+def numbers(option: str, text: str, kind: type) -> list[Any]:
+    """Comma-separated numbers of a command-line option.
+
+    Raises:
+        InputError: Something else than numbers of this kind.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} {text}: expected {what} separated by commas") from None
+
+
 def _parse_value(text: str) -> int | float | bool | str:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -37,13 +37,14 @@ def _stored_mlp(width: int) -> Network:
 
 
 def trained_mlp(width: int, seed: int = 0) -> Network:
-    """3-layer MLP on the random-K-cluster data, 10 epochs as in the paper's set-up."""
+    """3-layer MLP on the random-K-cluster data, trained until many neurons are in play."""
 
     def load() -> tuple[nn.Module, Tensor]:
         path = FOLDER / f"benchmark_mlp{width}_seed{seed}.pth"
         if not path.is_file():
             argv = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", str(width)]
-            argv += ["--seed", str(seed), "--output", str(path), "--quiet"]
+            argv += ["--seed", str(seed), "--num-epochs", "30"]
+            argv += ["--output", str(path), "--quiet"]
             train_model.main(argv)
         model = build_model("simple_mlp_3layer", width=width)
         load_weights(model, path)

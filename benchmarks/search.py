@@ -30,7 +30,7 @@ CASES: list[tuple[Network, float]] = [
     (MNIST_CNN, 0.01),
     (MNIST_CNN, 0.05),
 ]
-# The paper's search: engine A's bounds, one split per subdomain by the area score.
+# The paper's search: engine A's bounds, one neuron split per subdomain by the area score.
 SEARCHES = {
     "native": BranchOptions(),
     "auto_lirpa": BranchOptions(heuristic="area", branch="relu"),
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             print(rows[-1], flush=True)
     head = "network,eps,engine,root bound,upper bound,lower bound,status,s,domains,domains/s,LPs"
     publish("search", head.split(","), rows)
-    wide = [str(t) for t in traces if "width 64" in t.name]
+    wide = [str(t) for t in traces if "width 64" in t.name or "width 128" in t.name]
     draw_traces(wide, RESULTS / "search.png")
     for trace in traces:
         trace.unlink()

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from data import adult, digits, synthetic, vision
+from data import adult, digits, synthetic, tabular, vision
 from data.spec import DataSpec, LabelledData
 from utils import InputError, suggest
 
 __all__ = [
     "DataSpec",
     "LabelledData",
+    "continuous_features",
     "data_spec",
     "evaluation_examples",
     "list_data",
@@ -36,6 +37,7 @@ _REGISTRY: dict[str, tuple[DataSpec, Callable[..., Any]]] = {
         (vision.CIFAR, vision.load_cifar),
         (vision.TINY_IMAGENET, vision.load_tiny_imagenet),
         (adult.SPEC, adult.load),
+        (tabular.SPEC, tabular.load),
     )
 }
 # The paper's code has two names for its synthetic data; here the model decides on the shape.
@@ -122,6 +124,24 @@ def evaluation_examples(
         return torch.full((1, *spec.input_shape), 0.5), None
     data = load_data(name, train=False, model_input_shape=model_input_shape, root=root)
     return data.take(start, count)
+
+
+def continuous_features(name: str, root: str | os.PathLike[str] | None = None) -> dict[int, str]:
+    """The features of a table that are numbers, not categories: input coordinate -> name.
+
+    Args:
+        name: As in `data_spec`.
+        root: As in `load_data`.
+
+    Raises:
+        InputError: Not a table, or its files are missing or damaged.
+    """
+    spec, _ = _find(name)
+    if spec is adult.SPEC:
+        return dict(zip(adult.continuous_columns(root), adult.CONTINUOUS, strict=True))
+    if spec is tabular.SPEC:
+        return dict(enumerate(tabular.feature_names()))
+    raise InputError(f"{spec.name} is not a table: name the features by their numbers")
 
 
 def list_data() -> tuple[DataSpec, ...]:

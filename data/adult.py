@@ -22,7 +22,7 @@ from utils import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-_CONTINUOUS = (
+CONTINUOUS = (
     "age",
     "fnlwgt",
     "education-num",
@@ -96,9 +96,9 @@ def continuous_columns(root: str | os.PathLike[str] | None = None) -> tuple[int,
     path = data_root(root) / "adult" / "adult.data"
     fetch_file(f"{_URL}/adult.data", path, "adult (adult.data)")
     training = _read(path)
-    widths = [1 if name in _CONTINUOUS else training[name].nunique() for name in _COLUMNS[:-1]]
+    widths = [1 if name in CONTINUOUS else training[name].nunique() for name in _COLUMNS[:-1]]
     starts = np.cumsum([0, *widths])
-    return tuple(int(starts[_COLUMNS.index(name)]) for name in _CONTINUOUS)
+    return tuple(int(starts[_COLUMNS.index(name)]) for name in CONTINUOUS)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def _read(path: Path) -> pd.DataFrame:
             na_filter=False,  # an unknown value, `?`, is a value like any other
             index_col=False,
         )
-        for name in _CONTINUOUS:
+        for name in CONTINUOUS:
             table[name] = pd.to_numeric(table[name])
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not the Adult data ({error}); delete it") from error
@@ -130,7 +130,7 @@ def _encode(table: pd.DataFrame, training: pd.DataFrame, folder: Path) -> np.nda
     features = []
     for name in _COLUMNS[:-1]:
         column, seen = table[name].to_numpy(), training[name].to_numpy()
-        if name in _CONTINUOUS:
+        if name in CONTINUOUS:
             lowest, span = seen.min(), np.ptp(seen)
             # A constant column carries no information; 0 keeps it finite.
             features.append(((column - lowest) / (span if span > 0 else 1))[:, None])

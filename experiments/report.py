@@ -37,6 +37,7 @@ def load_rows(paths: list[str]) -> pd.DataFrame:
     arguments = table["model_params"].map(
         lambda params: ", ".join(f"{k}={v}" for k, v in (params or {}).items())
     )
+    table["upper_bound"] = pd.to_numeric(table["upper_bound"])
     table["network"] = table["model"] + "(" + arguments + ")"
     key = ["data", "network", "weights", "method", "engine", "eps", "example", "optimize"]
     return table.drop_duplicates(key, keep="last")
@@ -62,11 +63,12 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table."""
+    """The summary as a Markdown table; a dash where a method certifies no upper bound."""
     numbers = {"upper_bound": ".3f", "lower_bound": ".3f", "ratio": ".3f", "seconds": ".2f"}
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    columns = list(table.columns)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for _, row in table.iterrows():
-        cells = [format(row[c], numbers.get(c, "")) for c in table.columns]
+        cells = ["-" if pd.isna(row[c]) else format(row[c], numbers.get(c, "")) for c in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -77,7 +79,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, axes = _figure(len(networks))
     for axis, network in zip(axes, networks, strict=True):
         panel = table[table["network"] == network]
-        for number, (method, lines) in enumerate(panel.groupby("method")):
+        certified = panel.dropna(subset="upper_bound")
+        for number, (method, lines) in enumerate(certified.groupby("method")):
             style = {
                 "color": _COLOURS[number % len(_COLOURS)],
                 "marker": _MARKERS[number % len(_MARKERS)],
@@ -89,7 +92,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         )
         axis.set_title(network, fontsize=10)
         axis.set_xlabel("eps (pixels)")
-        axis.set_ylim(0, 1.08 * panel["upper_bound"].max())
+        axis.set_ylim(0, 1.08 * panel[["upper_bound", "lower_bound"]].max().max())
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     axes[0].set_ylabel("Linf local Lipschitz constant (mean)")
@@ -114,19 +117,21 @@ def draw_traces(paths: list[str], output: Path) -> None:
         if rows:
             table = pd.DataFrame(rows)
             table["example"] = table["example"].fillna(0).astype(int)
-            traces += [(f"{Path(path).stem} {n}", t) for n, t in table.groupby("example")]
+            groups = list(table.groupby("example"))
+            several = len(groups) > 1
+            traces += [(Path(path).stem + f", example {n}" * several, t) for n, t in groups]
     if not traces:
         raise InputError("the traces hold no rows: run main.py --bab with --trace first")
     figure, axis = _figure(1)
     for number, (name, table) in enumerate(traces):
         style = {"color": _COLOURS[number % len(_COLOURS)], "where": "post"}
-        axis[0].step(table["seconds"], table["upper_bound"], label=f"{name}: upper", **style)
+        axis[0].step(table["seconds"], table["upper_bound"], label=name, **style)
         axis[0].step(table["seconds"], table["lower_bound"], linestyle="--", **style)
     axis[0].set_xlabel("seconds")
     axis[0].set_ylabel("certified bounds (dashed: lower)")
     axis[0].set_xscale("symlog", linthresh=0.1)
     axis[0].grid(alpha=0.3)
-    axis[0].legend(fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8)
     _save(figure, output)
 
 

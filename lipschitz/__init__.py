@@ -4,6 +4,7 @@ What is listed here is the public interface; everything else may change.
 """
 
 from lipschitz.api import Prepared, local_lipschitz
+from lipschitz.entries import JacobianBounds, jacobian_bounds, jvp_bounds
 from lipschitz.methods import METHODS, MethodOptions
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
 from lipschitz.searching import BranchOptions
@@ -12,11 +13,14 @@ from lipschitz.tracing import build_graph
 __all__ = [
     "METHODS",
     "BranchOptions",
+    "JacobianBounds",
     "LipschitzResult",
     "LocalProblem",
     "MethodOptions",
     "Prepared",
     "build_graph",
+    "jacobian_bounds",
+    "jvp_bounds",
     "local_lipschitz",
     "make_problem",
 ]

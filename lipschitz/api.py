@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lower_bound import Sampling, sample_gradients
-from lipschitz.methods import METHODS, Bounder, MethodOptions, choose_engine, class_upper_bounds
-from lipschitz.problem import BOUND, EXACT, LipschitzResult, LocalProblem, make_problem
+from lipschitz.methods import (
+    METHODS,
+    Bounder,
+    MethodOptions,
+    choose_engine,
+    class_upper_bounds,
+    run_bounder,
+)
+from lipschitz.problem import EXACT, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
 from lipschitz.tracing import build_graph
@@ -25,7 +32,7 @@ class Prepared:
     Args:
         model: The network, in eval mode, or its graph.
         input_shape: Shape of one input; not needed for a graph.
-        method: ``crown``, ``alpha``, ``ibp`` or ``global``.
+        method: A name of :data:`lipschitz.METHODS`, such as ``crown``, ``alpha`` or ``lipmip``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
         options: Options of the method.
         dtype: Precision to compute in; the model's own if None.
@@ -61,7 +68,9 @@ class Prepared:
         if branching is None:
             self._bounder = METHODS[method].prepare[self.engine](self.graph, self.options)
         elif self.engine == "auto_lirpa":
-            self._search_engine = LirpaEngine(self.graph, optimization=self.options.slopes)
+            self._search_engine = LirpaEngine(
+                self.graph, self.options.memory_budget, self.options.slopes
+            )
 
     def upper_bounds(self, problem: LocalProblem) -> Tensor:
         """The method's upper bounds alone, without branching, [R].
@@ -97,22 +106,27 @@ class Prepared:
                 sampling=sampling,
                 engine=self._search_engine,
                 optimize=self.options.optimize,
+                memory_budget=self.options.memory_budget,
             )
         begin = time.perf_counter()
-        upper_bounds = self.upper_bounds(problem)
-        found = sample_gradients(problem, sampling)
+        outcome = run_bounder(self._bounder, problem)
+        upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds
+        # A method that looks for large gradients itself looks harder than this.
+        found = outcome.found or sample_gradients(problem, sampling)
         best = int(found.norms.argmax())
         upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
         return LipschitzResult(
             upper_bound=upper_bound,
             lower_bound=lower_bound,
             class_upper_bounds=tuple(upper_bounds.tolist()),
-            root_upper_bound=upper_bound,
-            status=EXACT if upper_bound <= lower_bound * (1 + tolerance) else BOUND,
+            root_upper_bound=upper_bound if root_bounds is None else float(root_bounds.max()),
+            status=EXACT if upper_bound <= lower_bound * (1 + tolerance) else outcome.status,
             witness=found.witnesses[best] if lower_bound > 0 else None,
             method=self.method,
             engine=self.engine,
             seconds=time.perf_counter() - begin,
+            domains=outcome.domains,
+            leaves_checked=outcome.leaves_checked,
             dtype=str(self.graph.dtype).removeprefix("torch."),
             device=self.graph.device.type,
         )
@@ -161,7 +175,7 @@ def local_lipschitz(
         model: A network in eval mode mapping [B, *input_shape] to [B, C].
         x: The centre, [*input_shape] or [1, *input_shape].
         eps: Box radius, a number or a tensor broadcastable to ``x``.
-        method: ``crown``, ``alpha``, ``ibp`` or ``global``.
+        method: A name of :data:`lipschitz.METHODS`, such as ``crown``, ``alpha`` or ``lipmip``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
         classes: Outputs to bound, all if None.
         margin_of: A label y; then the margins ``f_y - f_c`` are bounded instead of the outputs.
@@ -181,13 +195,13 @@ def local_lipschitz(
             mend, said in one line.
         NotImplementedError: A layer that is not supported, by name.
     """
-    shape = x.shape[1:] if x.shape[:1] == (1,) and _takes(model, x) else x.shape
+    shape = x.shape[1:] if x.shape[:1] == (1,) and takes_batch(model, x) else x.shape
     prepared = Prepared(
         model,
         shape,
         method=method,
         engine=engine,
-        options=MethodOptions(optimize=optimize),
+        options=MethodOptions(optimize=optimize, seed=seed),
         dtype=dtype,
         branching=branching,
     )
@@ -195,7 +209,7 @@ def local_lipschitz(
     return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))
 
 
-def _takes(model: nn.Module, batch: Tensor) -> bool:
+def takes_batch(model: nn.Module, batch: Tensor) -> bool:
     """Whether the network takes ``batch`` as it is, that is, with its batch dimension."""
     first = next(model.parameters(), None)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -78,6 +79,11 @@ class Graph:
             for n in self.nodes
         ]
         return Graph(nodes, torch.device(device), dtype)
+
+    @cached_property
+    def double(self) -> Graph:
+        """The same graph in float64."""
+        return self if self.dtype == torch.float64 else self.to(self.device, torch.float64)
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Value of every node at ``x`` ([B, *input_shape]); the last is the output [B, C]."""

@@ -22,7 +22,6 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from lipschitz.feasibility import farkas
-from lipschitz.problem import LocalProblem
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ def check_leaf(matrix: Tensor, constant: Tensor) -> LeafVerdict:
     used = (matrix != 0).any(1) | (constant < 0)
     matrix, constant = matrix[used], constant[used]
     inputs = matrix.shape[1]
+    if not bool(torch.isfinite(matrix).all() and torch.isfinite(constant).all()):
+        return LeafVerdict(False, None)
     if not len(matrix):
         return LeafVerdict(False, torch.zeros(inputs, dtype=torch.float64))
     objective = np.zeros(inputs + 1)
@@ -67,28 +68,3 @@ def check_leaf(matrix: Tensor, constant: Tensor) -> LeafVerdict:
     empty = bool(farkas(matrix[None], constant[None], multipliers[None])[0])
     point = torch.from_numpy(solution.x[:inputs].copy()).clamp(-1, 1)
     return LeafVerdict(empty, None if empty else point)
-
-
-def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor:
-    """Norm of the true gradient of one row at each point.
-
-    Args:
-        problem: The problem.
-        points: Points of the box, [B, *input_shape].
-        rows: Row of the problem for each, [B] integers.
-
-    Returns:
-        [B]; minus infinity where a kink makes the gradient ambiguous.
-    """
-    graph, directions = problem.graph, problem.rows[rows]
-    values = graph.values(points)
-    gradient = graph.pull_back(values, directions)
-    norms = gradient.flatten(1).abs().sum(1)
-    ambiguous = torch.zeros_like(rows, dtype=torch.bool)
-    for index in graph.activation_nodes:
-        node = graph.nodes[index]
-        ambiguous |= node.activation.at_kink(values[node.parents[0]]).flatten(1).any(1)
-    if bool(ambiguous.any()):
-        other = graph.pull_back(values, directions, lambda n, z: n.activation.slope(z, 1.0))
-        norms = norms.masked_fill((other != gradient).flatten(1).any(1), float("-inf"))
-    return norms

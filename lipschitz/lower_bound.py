@@ -4,7 +4,8 @@ A gradient at any point is a lower bound of the local Lipschitz constant, and it
 Points are the centre, random points, random corners, and the path of a projected ascent. The
 gradient of a piecewise linear network is piecewise constant, so the ascent climbs a smooth
 stand-in, whose kinks are spread out and gradually sharpened; what is reported is always the true
-gradient's norm at the points it passes through.
+gradient's norm at the points it passes through, as far as rounding leaves no doubt about it
+(:func:`lipschitz.native.witness.witness_norms`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.graph import Graph, Node
+from lipschitz.native.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
 
@@ -117,9 +119,14 @@ class _Best:
         rows = self.problem.rows
         for part in points.split(max(1, points_at_once // len(rows))):
             norms, winner = gradient_norms(self.problem.graph, part, rows).max(dim=0)
-            better = norms > self.norms
-            self.norms = torch.where(better, norms, self.norms)
-            self.points[better] = part[winner[better]]
+            better = (norms > self.norms).nonzero()[:, 0]
+            if not len(better):
+                continue
+            chosen = part[winner[better]]
+            norms = witness_norms(self.problem, chosen, better)
+            certain = norms > self.norms[better]
+            better = better[certain]
+            self.norms[better], self.points[better] = norms[certain], chosen[certain]
 
 
 def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:

@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipschitz.baselines.fastlip import fastlip_bound
+from lipschitz.baselines.lipbab import lipbab_bounds
+from lipschitz.baselines.lipmip import lipmip_bounds
+from lipschitz.baselines.lipsdp import lipsdp_bounds, require_cvxpy
+from lipschitz.baselines.outcome import Outcome
+from lipschitz.baselines.recurjac import recurjac_bound
+from lipschitz.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
 from lipschitz.global_norm import global_norm_bound
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
@@ -18,8 +25,8 @@ from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 from utils import InputError, suggest
 
-# Bounds one problem: upper bound per row, [R].
-Bounder = Callable[[LocalProblem], Tensor]
+# Bounds one problem: upper bound per row, [R], or these and what else the method found.
+Bounder = Callable[[LocalProblem], Tensor | Outcome]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,17 @@ class MethodOptions:
         optimize: Optimise the slopes of pre-activation bounds (``crown``).
         slopes: How.
         rows_at_once: Output directions per batch, None for as many as fit.
+        memory_budget: Bytes for the coefficients of one chunk of rows; the engine chooses if None.
+        timeout: Seconds per problem, for the methods that search.
+        seed: Seed of the points that ``sampling`` and the searching methods draw.
     """
 
     optimize: bool = True
     slopes: SlopeOptimization = field(default_factory=SlopeOptimization)
     rows_at_once: int | None = None
+    memory_budget: int | None = None
+    timeout: float = 60.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,20 @@ class Method:
         help: One line.
         prepare: Engine name -> function that prepares a bounder for a network. The first engine
             is the default.
+        searches: Stops at ``MethodOptions.timeout``, with the certified bounds reached by then.
+        extra: Optional package that it needs.
+        gives_upper_bound: False for a method whose upper bound is infinity.
     """
 
     help: str
     prepare: dict[str, Callable[[Graph, MethodOptions], Bounder]]
+    searches: bool = False
+    extra: str | None = None
+    gives_upper_bound: bool = True
 
 
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
-    engine = LirpaEngine(graph, optimization=options.slopes)
+    engine = LirpaEngine(graph, options.memory_budget, options.slopes)
 
     def bound(problem: LocalProblem) -> Tensor:
         return engine.crown(
@@ -63,11 +82,15 @@ def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _crown_native(graph: Graph, options: MethodOptions) -> Bounder:
-    return lambda problem: native_crown(problem).class_upper_bounds
+    return lambda problem: (
+        native_crown(problem, memory_budget=options.memory_budget).class_upper_bounds
+    )
 
 
 def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
-    return lambda problem: native_alpha(problem).class_upper_bounds
+    return lambda problem: (
+        native_alpha(problem, memory_budget=options.memory_budget).class_upper_bounds
+    )
 
 
 def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -87,6 +110,31 @@ def _global(graph: Graph, options: MethodOptions) -> Bounder:
     return lambda problem: global_norm_bound(graph, problem.rows)
 
 
+def _recurjac(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: recurjac_bound(problem, memory_budget=options.memory_budget)
+
+
+def _fastlip(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: fastlip_bound(problem, memory_budget=options.memory_budget)
+
+
+def _lipmip(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: lipmip_bounds(problem, timeout=options.timeout, seed=options.seed)
+
+
+def _lipbab(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: lipbab_bounds(problem, timeout=options.timeout, seed=options.seed)
+
+
+def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
+    require_cvxpy()
+    return lambda problem: lipsdp_bounds(problem, timeout=options.timeout)
+
+
+def _sampling(graph: Graph, options: MethodOptions) -> Bounder:
+    return lambda problem: sampled_lower_bounds(problem, options.seed)
+
+
 METHODS: dict[str, Method] = {
     "crown": Method(
         "linear bound propagation on the Jacobian (Shi et al. 2022)",
@@ -103,6 +151,35 @@ METHODS: dict[str, Method] = {
     "global": Method(
         "product of the layers' operator norms; the box does not matter",
         {"native": _global},
+    ),
+    "recurjac": Method(
+        "recursive bounds of the Jacobian's entries (Zhang et al. 2019)", {"native": _recurjac}
+    ),
+    "fastlip": Method(
+        "interval bounds of the Jacobian from Fast-Lin's neuron bounds (Weng et al. 2018)",
+        {"native": _fastlip},
+    ),
+    "lipmip": Method(
+        "exact for small networks, by mixed-integer programming (Jordan and Dimakis 2020)",
+        {"native": _lipmip},
+        searches=True,
+    ),
+    "lipbab": Method(
+        "exact for small networks, by branching on activation patterns (Bhowmick et al. 2021)",
+        {"native": _lipbab},
+        searches=True,
+    ),
+    "lipsdp": Method(
+        "global L2 constant by an SDP (Fazlyab et al. 2019), times sqrt(inputs) for Linf; the box "
+        "does not matter; needs cvxpy",
+        {"native": _lipsdp},
+        searches=True,
+        extra="cvxpy",
+    ),
+    "sampling": Method(
+        "sampled and climbed gradients: a lower bound only, nothing certified above",
+        {"native": _sampling},
+        gives_upper_bound=False,
     ),
 }
 
@@ -127,16 +204,28 @@ def choose_engine(method: str, engine: str | None) -> str:
     return engine
 
 
-def class_upper_bounds(bounder: Bounder, problem: LocalProblem) -> Tensor:
-    """A method's upper bounds [R], refused if they are not numbers.
+def run_bounder(bounder: Bounder, problem: LocalProblem) -> Outcome:
+    """What a method finds, refused if its upper bounds are not numbers.
 
     Raises:
-        InputError: A bound is NaN or infinite.
+        InputError: A bound is NaN, or infinite from a method that should certify one.
     """
-    bounds = bounder(problem)
-    if not torch.isfinite(bounds).all():
+    found = bounder(problem)
+    outcome = found if isinstance(found, Outcome) else Outcome(found)
+    bounds = outcome.class_upper_bounds
+    lower_only = outcome.status == LOWER_BOUND_ONLY and not bool(bounds.isnan().any())
+    if not lower_only and not bool(torch.isfinite(bounds).all()):
         raise InputError(
             "the bound is not a finite number: the network's values overflow on this box; "
             "use --dtype float64 or a smaller eps"
         )
-    return bounds
+    return outcome
+
+
+def class_upper_bounds(bounder: Bounder, problem: LocalProblem) -> Tensor:
+    """A method's upper bounds [R], refused if they are not numbers.
+
+    Raises:
+        InputError: As :func:`run_bounder`.
+    """
+    return run_bounder(bounder, problem).class_upper_bounds

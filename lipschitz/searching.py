@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ _REFRESH = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
 _TRIAL_SECONDS = 0.5
+# Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
+_BETA_STEPS = 8
 _POOL_BYTES = 2 * 2**30
 
 
@@ -43,6 +46,8 @@ class BranchOptions:
         heuristic: ``sign``, ``slope``, ``area`` or ``babsr``; None is ``sign`` on the native engine
             and ``area``, the paper's, on auto_LiRPA's.
         branch: ``relu`` (neurons and signs of entries), ``input`` (the box) or ``auto``.
+        beta_steps: Steps with which multipliers of the splits (beta-CROWN) tighten recomputed
+            intervals; 0 leaves them out, None is 8 on the native engine.
         refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
             ``auto``: by cost.
     """
@@ -54,6 +59,7 @@ class BranchOptions:
     heuristic: str | None = None
     branch: str = "auto"
     refresh: str = "auto"
+    beta_steps: int | None = None
 
     def having(self, **changes: object) -> BranchOptions:
         """The same with some options replaced."""
@@ -71,6 +77,8 @@ def check_branching(options: BranchOptions, engine: str) -> None:
             raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
     if options.heuristic is not None:
         chooser(options.heuristic)
+    if options.beta_steps is not None and options.beta_steps < 0:
+        raise InputError(f"beta steps {options.beta_steps}: expected 0 or more")
     if engine == "native":
         return
     if engine != "auto_lirpa":
@@ -80,7 +88,7 @@ def check_branching(options: BranchOptions, engine: str) -> None:
             f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
             "engine bounds: use slope, area or babsr with auto_lirpa"
         )
-    if options.branch == "input" or options.refresh == "on":
+    if options.branch == "input" or options.refresh == "on" or options.beta_steps:
         raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
 
 
@@ -92,11 +100,12 @@ def bound_by_branching(
     sampling: Sampling | None = None,
     engine: LirpaEngine | None = None,
     optimize: bool = True,
+    memory_budget: int | None = None,
 ) -> LipschitzResult:
     """Certified bounds by branch and bound.
 
-    Ctrl-C returns the certified bounds reached so far: those of the search, or, before it has
-    begun, of interval arithmetic.
+    Ctrl-C returns the certified bounds reached so far: those of the search, before it has begun
+    those of its root, or, before these, of interval arithmetic.
 
     Args:
         problem: What to bound.
@@ -105,9 +114,11 @@ def bound_by_branching(
         sampling: How hard to look for the first lower bound.
         engine: Bounds subdomains by auto_LiRPA; the native engine if None.
         optimize: Optimise the slopes of the root's pre-activation bounds.
+        memory_budget: Bytes for the rows of one chunk of the native engine; a part of what is
+            free if None.
 
     Raises:
-        InputError: Unknown options, or ones that the engine does not have.
+        InputError: Unknown options, ones that the engine does not have, or values that overflow.
     """
     options = options or BranchOptions()
     check_branching(options, "native" if engine is None else "auto_lirpa")
@@ -127,7 +138,7 @@ def bound_by_branching(
         device=graph.device.type,
     )
     try:
-        root = _root_bounds(problem, engine, optimize, options.timeout / 2)
+        root = _root_bounds(problem, engine, optimize, options.timeout / 2, memory_budget)
         found = sample_gradients(problem, sampling)
     except KeyboardInterrupt:
         rows = raise_upper_bound(
@@ -144,11 +155,28 @@ def bound_by_branching(
     lower_bound = float(found.norms[best])
     witness = found.witnesses[best] if lower_bound > 0 else None
     root_upper = float(root.class_upper_bounds.max())
+    if not math.isfinite(root_upper):
+        raise InputError(
+            "the bound is not a finite number: the network's values overflow on this box; "
+            "use --dtype float64 or a smaller eps"
+        )
     limits = _limits(problem, options, begin)
-    searches = _searches(problem, options, engine, root)
+    searches = _searches(problem, options, engine, root, memory_budget)
     settled = root_upper <= lower_bound * (1 + options.tolerance)
-    branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
-    result = bab.branch_and_bound(searches[branch](), lower_bound, witness, limits, watch)
+    try:
+        branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
+        bounding = searches[branch]()
+    except KeyboardInterrupt:
+        return replace(
+            known,
+            upper_bound=root_upper,
+            lower_bound=lower_bound,
+            class_upper_bounds=tuple(root.class_upper_bounds.tolist()),
+            root_upper_bound=root_upper,
+            witness=witness,
+            seconds=time.perf_counter() - begin,
+        )
+    result = bab.branch_and_bound(bounding, lower_bound, witness, limits, watch)
     rows = torch.minimum(result.row_upper_bounds, root.class_upper_bounds)
     return replace(
         known,
@@ -166,27 +194,46 @@ def bound_by_branching(
 
 
 def _root_bounds(
-    problem: LocalProblem, engine: LirpaEngine | None, optimize: bool, seconds: float
+    problem: LocalProblem,
+    engine: LirpaEngine | None,
+    optimize: bool,
+    seconds: float,
+    budget: int | None,
 ) -> RootBounds:
     if engine is not None:
         return engine.crown(problem, optimize=optimize)
     if not optimize:
-        return native_crown(problem)
-    return native_alpha(problem, deadline=time.monotonic() + seconds)
+        return native_crown(problem, memory_budget=budget)
+    deadline = time.monotonic() + seconds
+    return native_alpha(problem, memory_budget=budget, deadline=deadline)
 
 
 def _searches(
-    problem: LocalProblem, options: BranchOptions, engine: LirpaEngine | None, root: RootBounds
+    problem: LocalProblem,
+    options: BranchOptions,
+    engine: LirpaEngine | None,
+    root: RootBounds,
+    budget: int | None,
 ) -> dict[str, Callable[[], Bounding]]:
     """What can be split, and how subdomains are then bounded."""
     if engine is not None:
         choose = chooser(options.heuristic or "area")
         return {"relu": lambda: LirpaSearch(problem, engine, root, choose)}
     choose = chooser(options.heuristic or "sign")
-    refresh_every = _REFRESH[options.refresh]
+
+    def split_neurons() -> Bounding:
+        return NativeSearch(
+            problem,
+            root,
+            choose,
+            refresh_every=_REFRESH[options.refresh],
+            beta_steps=_BETA_STEPS if options.beta_steps is None else options.beta_steps,
+            memory_budget=budget,
+        )
+
     return {
-        "relu": lambda: NativeSearch(problem, root, choose, refresh_every=refresh_every),
-        "input": lambda: InputSearch(problem),
+        "relu": split_neurons,
+        "input": lambda: InputSearch(problem, memory_budget=budget),
     }
 
 
@@ -225,5 +272,7 @@ def _choose_branch(
         bab.branch_and_bound(searches[name](), lower_bound, None, trial)
         for name in ("relu", "input")
     )
+    if INTERRUPTED in (neurons.status, inputs.status):
+        raise KeyboardInterrupt  # the trials have caught it; whoever waits has to see it
     ahead = inputs.status == TIMEOUT and inputs.upper_bound < neurons.upper_bound
     return "input" if ahead else "relu"

@@ -37,7 +37,9 @@ class Implications:
     upper: Tensor
 
 
-def _maximum_over_half(weight: Tensor, at_centre: Tensor, sign: int, other: Tensor) -> Tensor:
+def _maximum_over_half(
+    weight: Tensor, at_centre: Tensor, margin: Tensor, sign: int, other: Tensor
+) -> Tensor:
     """Largest ``at_centre_j + other . x`` over x in [-1, 1]^D with ``sign * z_k(x) >= 0``.
 
     The linear program has one constraint, so its dual has one variable: a convex piecewise linear
@@ -47,6 +49,7 @@ def _maximum_over_half(weight: Tensor, at_centre: Tensor, sign: int, other: Tens
     Args:
         weight: Coefficients of all z, [M, D].
         at_centre: z at the centre, [M].
+        margin: How far rounding may have moved z, [M].
         sign: The half.
         other: ``weight`` or its negative: whose maximum is wanted.
 
@@ -54,8 +57,10 @@ def _maximum_over_half(weight: Tensor, at_centre: Tensor, sign: int, other: Tens
         [M (k), M (j)].
     """
     direction = 1 if other is weight else -1
+    unit = guard(weight.dtype)
     rows = []
-    for k_weight, k_centre in zip(sign * weight, sign * at_centre, strict=True):
+    # The half is widened by the margin of the neuron that cuts it.
+    for k_weight, k_centre in zip(sign * weight, sign * at_centre + margin, strict=True):
         safe = torch.where(k_weight == 0, torch.ones_like(k_weight), k_weight)
         kinks = torch.where(k_weight == 0, torch.zeros_like(other), -other / safe)
         kinks, order = kinks.clamp(min=0).sort(dim=1)
@@ -68,12 +73,16 @@ def _maximum_over_half(weight: Tensor, at_centre: Tensor, sign: int, other: Tens
         beta = kinks.gather(1, torch.where(rising.any(1, keepdim=True), first, last))
         beta = torch.where((k_centre + at_zero)[:, None] >= 0, torch.zeros_like(beta), beta)
         reach = (other + beta * k_weight).abs().sum(1)
-        rows.append(direction * at_centre + beta[:, 0] * k_centre + reach)
+        found = direction * at_centre + margin + beta[:, 0] * k_centre + reach
+        # A large multiplier makes large terms that cancel.
+        terms = other.abs().sum(1) + at_centre.abs()
+        terms = terms + beta[:, 0] * (k_weight.abs().sum() + k_centre.abs())
+        rows.append((found + unit * terms).nan_to_num(torch.inf, torch.inf))
     return torch.stack(rows)
 
 
 def implications(
-    neurons: Tensor, weight: Tensor, at_centre: Tensor, total: int
+    neurons: Tensor, weight: Tensor, at_centre: Tensor, rounding: Tensor, total: int
 ) -> Implications | None:
     """The table of all pairs, or None if it would be too large.
 
@@ -81,15 +90,19 @@ def implications(
         neurons: Columns of the M neurons, [M].
         weight: Their coefficients over the box scaled to [-1, 1]^D, [M, D].
         at_centre: Their value at its centre, [M].
+        rounding: How far rounding may have moved their values, [M].
         total: N.
     """
     count, inputs = weight.shape
     if count == 0 or count * count * inputs > _LARGEST_TABLE:
         return None
     dtype = weight.dtype
-    weight, at_centre = weight.double(), at_centre.double()
-    upper = torch.stack([_maximum_over_half(weight, at_centre, s, weight) for s in (-1, 1)], 1)
-    lower = -torch.stack([_maximum_over_half(weight, at_centre, s, -weight) for s in (-1, 1)], 1)
+    weight, at_centre, margin = weight.double(), at_centre.double(), rounding.double()
+    upper, lower = (
+        torch.stack([_maximum_over_half(weight, at_centre, margin, s, w) for s in (-1, 1)], 1)
+        for w in (weight, -weight)
+    )
+    lower = -lower
     # The coefficients are as exact as the problem's dtype; the table itself is in float64.
     margin = guard(dtype) * (weight.abs().sum(1) + at_centre.abs())
     position = torch.full((total,), -1, dtype=torch.long, device=neurons.device)

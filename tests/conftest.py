@@ -1,4 +1,4 @@
-"""Settings of every test: one thread, because the networks are tiny, and no downloads."""
+"""Settings of every test: one thread for tiny networks, no downloads, the same random cases."""
 
 import os
 
@@ -7,5 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LIPSCHITZ_OFFLINE"] = "1"
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")

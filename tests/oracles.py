@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -37,3 +40,38 @@ def jacobians(model: nn.Module, points: Tensor) -> Tensor:
         )
         rows.append(row)
     return torch.stack(rows, dim=1)
+
+
+def network_at_its_kinks(seed: int) -> tuple[nn.Module, Tensor]:
+    """Three hidden layers of large weights and a point at which every deeper neuron is near 0."""
+    torch.manual_seed(seed)
+    sizes = (2, 4, 4, 4, 1)
+    model = nn.Sequential()
+    x = torch.rand(2, dtype=torch.float64)
+    value = x
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = nn.Linear(inputs, outputs).double()
+        with torch.no_grad():
+            layer.weight.mul_(100)
+            if i > 0:
+                layer.bias.copy_(-(layer.weight @ value))
+            value = torch.relu(layer(value))
+        model.append(layer)
+        if i < len(sizes) - 2:
+            model.append(nn.ReLU())
+    return model.eval(), x
+
+
+def exact_preactivations(model: nn.Module, x: Tensor) -> list[list[Fraction]]:
+    """Pre-activations at a point in rational arithmetic, layer by layer."""
+    values, found = [Fraction(v) for v in x.tolist()], []
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            values = [
+                sum((Fraction(w) * v for w, v in zip(row, values, strict=True)), Fraction(b))
+                for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+            ]
+            found.append(values)
+        else:
+            values = [max(v, Fraction(0)) for v in values]
+    return found[:-1]

@@ -14,9 +14,12 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 import lipschitz.native.search as native_search
+import lipschitz.searching as searching
 import lipschitz.splits as splits
 from bab import branch_and_bound
 from lipschitz.branching import HEURISTICS, chooser
+from lipschitz.lirpa.bounds import LirpaEngine
+from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import sample_gradients
 from lipschitz.native.crown import native_crown
 from lipschitz.native.input_search import InputSearch
@@ -342,3 +345,55 @@ def test_watchers(medium, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "upper" in shown.err
     assert not shown.out
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_splitting_the_input_s_own_activation_is_certified_on_auto_lirpa(seed):
+    """Its pre-activation is the input itself, of which auto_LiRPA sees the whole box only."""
+    torch.manual_seed(seed)
+    model = mlp(1, 4, 1, activation=lambda: nn.LeakyReLU(0.01)).double()
+    model = nn.Sequential(nn.LeakyReLU(0.01), *model[1:]).eval()
+    problem = problem_of(model, torch.zeros(1, dtype=torch.float64), 0.2)
+    engine = LirpaEngine(problem.graph)
+    search = LirpaSearch(problem, engine, engine.crown(problem, optimize=False), chooser("slope"))
+    root = search.root()
+    halves = search.children(root.having(choice=torch.zeros_like(root.choice)))
+    for sign, upper_bound in zip((-1, 1), halves.upper_bound.tolist(), strict=True):
+        points = sign * torch.linspace(0.001, 0.2, 100, dtype=torch.float64)[:, None]
+        assert upper_bound >= float(jacobians(model, points).abs().max()) * (1 - SLACK)
+
+
+def test_values_that_overflow_prove_nothing():
+    model = mlp(2, 4, 4, 2).eval()
+    with torch.no_grad():
+        for layer in model[1::2]:
+            layer.weight.mul_(100)
+    problem = make_problem(build_graph(model, (2,)), torch.zeros(2), 1e38)
+    result = bound_by_branching(problem, BranchOptions(timeout=1, branch="relu"))
+    sampled = jacobians(model, points_in_box(-torch.ones(2), torch.ones(2), 300)).abs().sum(2)
+    assert result.upper_bound >= float(sampled.max()) * (1 - 1e-5)
+    assert np.isfinite(result.upper_bound)
+
+
+def test_a_root_bound_that_is_no_number_is_refused(medium, monkeypatch):
+    nothing = dataclasses.replace(
+        native_crown(medium[0]), class_upper_bounds=torch.tensor([1.0, torch.nan])
+    )
+    monkeypatch.setattr(searching, "native_alpha", lambda *a, **k: nothing)
+    with pytest.raises(InputError, match="overflow"):
+        bound_by_branching(medium[0], BranchOptions(timeout=1, branch="relu"))
+
+
+@pytest.mark.parametrize("where", ["trial", "preparation"])
+def test_an_interrupt_before_the_search_ends_it(medium, monkeypatch, where):
+    problem, exact = medium
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NativeSearch, "children" if where == "trial" else "__init__", interrupt)
+    result = bound_by_branching(problem, BranchOptions(branch="auto", tolerance=1e-9))
+    assert result.status == "interrupted"
+    assert result.lower_bound <= exact * (1 + SLACK)
+    assert result.upper_bound >= exact * (1 - SLACK)
+    assert result.branch is None

@@ -13,6 +13,7 @@ from cases import REFERENCE, REFERENCES
 from torch import nn
 
 import main
+from data import points
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils import run_cli
 
@@ -143,7 +144,7 @@ def test_eps_is_in_pixels_and_divided_by_the_channels_std(monkeypatch):
     mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
     normalised = (pixel - mean) / 0.2009
     monkeypatch.setattr(
-        main, "evaluation_examples", lambda *a, **k: (normalised, torch.tensor([3]))
+        points, "evaluation_examples", lambda *a, **k: (normalised, torch.tensor([3]))
     )
     problems = []
     real = main.make_problem
@@ -227,6 +228,16 @@ def test_batch_size_changes_nothing():
     assert a == pytest.approx(b, rel=1e-9)
 
 
+@pytest.mark.parametrize("extra", [["--engine", "native"], ["--method", "alpha"], ["--bab"]])
+def test_memory_budget_changes_nothing(extra):
+    argv = [*SIMPLE, "--eps", "0.05", "--dtype", "float64", *extra]
+    assert run(*argv, "--memory-budget", "1", "--output", "a.jsonl") == 0
+    assert run(*argv, "--output", "b.jsonl") == 0
+    a, b = (rows(p)[0] for p in ("a.jsonl", "b.jsonl"))
+    assert a["upper_bound"] == pytest.approx(b["upper_bound"], rel=1e-4)
+    assert (a["engine"], a["status"]) == ("native", b["status"])
+
+
 def test_cnn_to_mlp_gives_the_same_bound():
     weights = str(REFERENCE / "simple_cnn_3layer_4.pth")
     argv = ["--data", "simple", "--model", "simple_cnn_3layer", "--width", "4", "--load", weights]
@@ -257,6 +268,36 @@ def test_branch_and_bound_is_exact_on_the_reference_networks(reference, engine):
     assert trace[-1]["upper_bound"] == pytest.approx(row["upper_bound"])
     uppers = [state["upper_bound"] for state in trace]
     assert uppers == sorted(uppers, reverse=True)
+
+
+def test_sampling_gives_no_upper_bound(capsys):
+    assert run(*SIMPLE, "--eps", "0.05", "--method", "sampling", "--output", "rows.jsonl") == 0
+    (row,) = rows()
+    assert row["upper_bound"] is None
+    assert row["class_upper_bounds"] == [None] * 10
+    assert 20 < row["lower_bound"] <= 22.664308989
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("example 0 label - upper - lower ")
+    assert out[-1].startswith("avg_lip >=2")
+
+
+@pytest.mark.parametrize("method", ["lipmip", "lipbab"])
+def test_exact_baselines_from_the_command_line(method):
+    argv = [*SIMPLE, "--eps", "0.02", "--method", method, "--timeout", "100"]
+    assert run(*argv, "--classes", "7", "--output", "rows.jsonl") == 0
+    (row,) = rows()
+    assert row["status"] == "exact"
+    assert row["search"] == {"timeout": 100}
+    assert row["upper_bound"] == pytest.approx(21.627609905, rel=2e-4)
+
+
+def test_an_interrupted_row_is_done_again():
+    argv = [*SIMPLE, "--eps", "0.05", "--bab", "--output", "rows.jsonl"]
+    assert run(*argv) == 0
+    (row,) = rows()
+    Path("rows.jsonl").write_text(json.dumps({**row, "status": "interrupted"}) + "\n")
+    assert run(*argv) == 0
+    assert [r["status"] for r in rows()] == ["interrupted", "exact"]
 
 
 def test_a_timeout_leaves_certified_bounds():
@@ -361,6 +402,8 @@ MISTAKES = {
     "classes of letters": ([*SIMPLE, "--eps", "0.1", "--classes", "a"], "--classes a: expected"),
     "no examples": ([*SIMPLE, "--eps", "0.1", "--num-examples", "0"], "--num-examples 0"),
     "batch size": ([*SIMPLE, "--eps", "0.1", "--batch-size", "0"], "--batch-size 0"),
+    "memory budget": ([*SIMPLE, "--eps", "0.1", "--memory-budget", "0"], "--memory-budget 0"),
+    "beta steps": ([*SIMPLE, "--eps", "0.1", "--bab", "--beta-steps", "-1"], "beta steps -1"),
     "dtype": ([*SIMPLE, "--eps", "0.1", "--dtype", "float16"], "float32, float64 or auto"),
     "seed": ([*SIMPLE, "--eps", "0.1", "--seed", "-1"], "seed -1"),
     "std without input": ([*SIMPLE, "--eps", "0.1", "--std", "1"], "--std goes with --input"),

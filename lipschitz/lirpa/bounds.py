@@ -36,6 +36,8 @@ from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
 
+_MEMORY_BUDGET = 512 * 2**20
+
 
 @dataclass(frozen=True)
 class SlopeOptimization:
@@ -57,18 +59,19 @@ class LirpaEngine:
 
     Args:
         graph: The network.
-        memory_budget: Bytes the coefficient tensors of one chunk of rows may take.
+        memory_budget: Bytes the coefficient tensors of one chunk of rows may take; 512 MiB if
+            None.
         optimization: Options of the slope optimisation.
     """
 
     def __init__(
         self,
         graph: Graph,
-        memory_budget: int = 512 * 2**20,
+        memory_budget: int | None = None,
         optimization: SlopeOptimization | None = None,
     ) -> None:
         self.graph = graph
-        self.memory_budget = memory_budget
+        self.memory_budget = memory_budget or _MEMORY_BUDGET
         optimization = optimization or SlopeOptimization()
         shape = graph.input_shape
         sample = torch.zeros(2, *shape, device=graph.device, dtype=graph.dtype)
@@ -143,6 +146,7 @@ class LirpaEngine:
         graph = self.graph
         intervals = forward_intervals(graph, problem.lower[None], problem.upper[None])
         x, rows = self._inputs(problem, problem.rows[:1])
+        margins = _rounding_so_far(graph, intervals.rounding)
         known: dict[str, Interval] = {}
         preacts: dict[int, Interval] = {}
         for index in graph.activation_nodes:
@@ -158,13 +162,12 @@ class LirpaEngine:
             uncertain = slope_intervals(graph, {index: interval})[index]
             neurons = (uncertain.lower != uncertain.upper)[0].flatten().nonzero()[:, 0]
             found = self._bounds_of((x, rows), bound_node, neurons, known, optimize)
-            margin = intervals.rounding[parent].flatten(1)[:, neurons]
+            margin = margins[parent].flatten(1)[:, neurons]
             known[bound_node.name] = preacts[index] = Interval(
                 _with_entries(interval.lower, neurons, found.lower - margin),
                 _with_entries(interval.upper, neurons, found.upper + margin),
             )
-        rounding = {i: intervals.rounding[graph.nodes[i].parents[0]] for i in preacts}
-        return preacts, rounding
+        return preacts, {i: intervals.rounding[graph.nodes[i].parents[0]] for i in preacts}
 
     def norm_bounds(
         self, problem: LocalProblem, rows: Tensor, preacts: dict[int, Interval]
@@ -188,6 +191,8 @@ class LirpaEngine:
             for i, product in self._products.items()
         }
         slopes = slope_intervals(self.graph, preacts)
+        for i, product in self._products.items():
+            product.slopes = Interval(*(s.expand(batch, *s.shape[1:]) for s in slopes[i]))
         cotangents: dict[int, Interval] = {}
         for index in sorted(self._products, reverse=True):
             bound_node = self._products[index].inputs[0]
@@ -308,6 +313,23 @@ class LirpaEngine:
             torch.maximum(plain[0], lower.detach().reshape(shape)),
             torch.minimum(plain[1], upper.detach().reshape(shape)),
         )
+
+
+def _rounding_so_far(graph: Graph, rounding: list[Tensor]) -> list[Tensor]:
+    """How far rounding may have moved a value since the input, by node, [1, *shape].
+
+    ``rounding`` starts anew at every activation; a bound that goes back through all layers also
+    meets the rounding of the earlier ones, times the magnitude of the maps in between (no slope is
+    above 1).
+    """
+    earlier = [torch.zeros_like(rounding[0])]
+    for node in graph.nodes[1:]:
+        if node.affine is None:
+            parent = node.parents[0]
+            earlier.append(earlier[parent] + rounding[parent])
+        else:
+            earlier.append(node.affine.magnitude().linear(*(earlier[p] for p in node.parents)))
+    return [before + here for before, here in zip(earlier, rounding, strict=True)]
 
 
 def _joined(parts: list[NormBounds]) -> NormBounds:

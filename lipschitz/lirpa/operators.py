@@ -154,11 +154,18 @@ class BoundAdjoint(Bound):
 
 
 class BoundSlopeProduct(Bound):
-    """Bounds through ``h = g * act'(z)``: two lines in g, chosen by the interval of the slope."""
+    """Bounds through ``h = g * act'(z)``: two lines in g, chosen by the interval of the slope.
+
+    Attributes:
+        slopes: The slope's interval, [B, *shape]; None takes it from the bounds that auto_LiRPA
+            holds of z. These are not always those it was given: where z is the network's input,
+            they are the box, whatever a split says.
+    """
 
     def __init__(self, graph: Graph, attr, inputs, output_index, options) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.activation = graph.nodes[attr["node"]].activation
+        self.slopes: Interval | None = None
         self.requires_input_bounds = [0, 1]
 
     def forward(self, cotangent: Tensor, preact: Tensor) -> Tensor:
@@ -167,7 +174,7 @@ class BoundSlopeProduct(Bound):
     def bound_backward(
         self, last_lA: Coefficients, last_uA: Coefficients, cotangent: Bound, preact: Bound
     ):
-        slopes = self.activation.slope_interval(preact.lower, preact.upper)
+        slopes = self.slopes or self.activation.slope_interval(preact.lower, preact.upper)
         lines = slope_product_lines(
             cotangent.lower.expand_as(slopes[0]), cotangent.upper.expand_as(slopes[0]), *slopes
         )

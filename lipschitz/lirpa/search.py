@@ -57,8 +57,10 @@ class LirpaSearch(NativeSearch):
             )
         )
         entries = [end.flatten(1) for end in norm.entries]
+        # A bound that is not a number improves nothing.
+        bound = torch.where(norm.upper_bound.isnan(), subdomains.upper_bound, norm.upper_bound)
         return subdomains.having(
-            upper_bound=torch.minimum(norm.upper_bound, subdomains.upper_bound),
+            upper_bound=torch.minimum(bound, subdomains.upper_bound),
             cotangent_lower=lower,
             cotangent_upper=upper,
             entry_lower=torch.maximum(subdomains.entry_lower, entries[0]),

@@ -88,6 +88,7 @@ def optimised_preactivation_rows(
     activation: int,
     indices: Tensor,
     preacts: dict[int, Interval],
+    rounding: dict[int, Tensor],
     lower: Tensor,
     upper: Tensor,
     search: SlopeSearch,
@@ -102,6 +103,7 @@ def optimised_preactivation_rows(
         activation: The activation node.
         indices: Flat coordinates, [K]; neighbours in space should be neighbours here.
         preacts: Intervals of the earlier activations, [B or 1, *shape].
+        rounding: Their rounding margins, [B or 1, *shape].
         lower, upper: Boxes, [B or 1, *input_shape].
         search: How to optimise.
         budget: Bytes for rows.
@@ -113,7 +115,10 @@ def optimised_preactivation_rows(
     graph = plan.graph
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
     earlier = [a for a in plan.activations if a < activation]
-    lines = {a: activation_lines(graph.nodes[a].activation, preacts[a]) for a in earlier}
+    lines = {
+        a: activation_lines(graph.nodes[a].activation, preacts[a], rounding=rounding[a])
+        for a in earlier
+    }
     batch = max([len(lower), *(len(preacts[a].lower) for a in earlier)])
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
     for boxes, chunk in row_chunks(
@@ -182,7 +187,13 @@ def _optimised_chunk(
         }
         adam.descend(gradients, smallest)
         lines = {
-            a: Lines(slopes[a], upper_slopes[a] - slopes[a], None, line.intercept_gap, True)
+            a: Lines(
+                slopes[a],
+                upper_slopes[a] - slopes[a],
+                line.lower_intercept,
+                line.intercept_gap,
+                True,
+            )
             for a, line in lines.items()
         }
         record = {}
@@ -228,6 +239,7 @@ def native_alpha(
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
     plain = preactivation_bounds(plan, lower, upper, intervals, budget=budget)
+    margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
     preacts: dict[int, Interval] = {}
     for activation in plan.activations:
         node = plan.preact_node(activation)
@@ -241,13 +253,14 @@ def native_alpha(
                 activation,
                 indices,
                 preacts,
+                margins,
                 lower,
                 upper,
                 search,
                 budget=budget,
                 deadline=deadline,
             )
-            rows = rows + intervals.rounding[node].flatten(1)[:, indices]
+            rows = rows + margins[activation].flatten(1)[:, indices]
             bounds = intersect(bounds, place(bounds, rows, indices, mask))
             if progress is not None:
                 left = int(unstable(bounds).sum())
@@ -256,5 +269,4 @@ def native_alpha(
     norm = norm_bounds(
         plan, problem.rows, slope_intervals(problem.graph, preacts), budget=budget, tighten=True
     )
-    margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
     return RootBounds(norm.upper_bound, preacts, norm, margins)

@@ -180,7 +180,10 @@ class SplitTightening:
         return tightened
 
     def _advance(self, activation: int, bounds: Interval, lines: dict[int, Lines]) -> None:
-        lines[activation] = activation_lines(self.plan.graph.nodes[activation].activation, bounds)
+        margin = self.rounding[activation].reshape(1, *bounds.lower.shape[1:])
+        lines[activation] = activation_lines(
+            self.plan.graph.nodes[activation].activation, bounds, rounding=margin
+        )
 
     def _constraints(
         self, activation: int, indices: Tensor, sign: Tensor, lines: dict[int, Lines]

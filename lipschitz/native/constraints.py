@@ -63,16 +63,23 @@ class SplitConstraints:
         at_input = at_input.flatten(2)[0]
         return indices, at_input * self.radius, constant[0] + at_input @ self.centre
 
-    def first_layer(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Open neurons that are affine in the input: columns of [B, N], coefficients, centres."""
+    def first_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Open neurons that are affine in the input.
+
+        Returns:
+            Their columns in [B, N] tensors, coefficients, values at the centre, and how far
+            rounding may have moved these.
+        """
         columns = [self._affine_rows[i][0] + self.layout.slices[i].start for i in self.affine]
         if not columns:
             none = torch.zeros(0, dtype=torch.long, device=self.centre.device)
-            return none, self.centre.new_zeros(0, len(self.centre)), self.centre.new_zeros(0)
+            empty = self.centre.new_zeros(0)
+            return none, self.centre.new_zeros(0, len(self.centre)), empty, empty
         return (
             torch.cat(columns),
             torch.cat([self._affine_rows[i][1] for i in self.affine]),
             torch.cat([self._affine_rows[i][2] for i in self.affine]),
+            torch.cat([self.rounding[i][self._affine_rows[i][0]] for i in self.affine]),
         )
 
     def size(self) -> int:
@@ -110,6 +117,7 @@ class SplitConstraints:
             lines[activation] = activation_lines(
                 self.plan.graph.nodes[activation].activation,
                 Interval(lower.reshape(shape), upper.reshape(shape)),
+                rounding=self.rounding[activation].reshape(1, *shape[1:]),
             )
         return torch.cat(matrices, dim=1), torch.cat(constants, dim=1)
 

@@ -113,7 +113,9 @@ def preactivation_bounds(
                 margin = intervals.rounding[node].flatten(1)[:, indices]
                 bounds = place(bounds, rows + margin, indices, mask)
         preacts[activation] = bounds
-        lines[activation] = activation_lines(plan.graph.nodes[activation].activation, bounds)
+        lines[activation] = activation_lines(
+            plan.graph.nodes[activation].activation, bounds, rounding=intervals.rounding[node]
+        )
     return preacts
 
 

@@ -136,6 +136,8 @@ class DomainBounder:
                     bounds = intersect(bounds, place(bounds, rows + margin, indices, mask))
             tightened[activation] = bounds
             lines[activation] = activation_lines(
-                self.plan.graph.nodes[activation].activation, bounds
+                self.plan.graph.nodes[activation].activation,
+                bounds,
+                rounding=self.rounding[activation],
             )
         return tightened if self.by_splits is None else self.by_splits(tightened)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.leaf import witness_norms
-from lipschitz.native.crown import norm_bounds, preactivation_bounds
-from lipschitz.native.interval import forward_intervals, slope_intervals
+from lipschitz.native.crown import NormBounds, norm_bounds, preactivation_bounds
+from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.memory import default_memory_budget
 from lipschitz.native.plan import Plan
+from lipschitz.native.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search_types import Report
 from lipschitz.subdomains import Batch, concatenate
@@ -69,13 +69,11 @@ class InputSearch:
         lower, upper = self._shaped(boxes.lower), self._shaped(boxes.upper)
         intervals = forward_intervals(graph, lower, upper)
         preacts = preactivation_bounds(plan, lower, upper, intervals, budget=self.budget)
+        slopes = slope_intervals(graph, preacts)
         norm = norm_bounds(
-            plan,
-            self.problem.rows[boxes.row],
-            slope_intervals(graph, preacts),
-            budget=self.budget,
-            tighten=True,
+            plan, self.problem.rows[boxes.row], slopes, budget=self.budget, tighten=True
         )
+        bound = self._objective(boxes, slopes, norm)
         # An entry can vary only through open slopes; cut where that, times the edge, is largest.
         spread = (norm.entries.upper - norm.entries.lower).flatten(1)
         width = boxes.upper - boxes.lower
@@ -83,11 +81,15 @@ class InputSearch:
         middle = (boxes.lower + boxes.upper) / 2
         divisible = (middle > boxes.lower) & (middle < boxes.upper)
         best, choice = weight.masked_fill(~divisible, 0).max(dim=1)
-        bound = torch.where(norm.upper_bound.isnan(), boxes.upper_bound, norm.upper_bound)
+        bound = torch.where(bound.isnan(), boxes.upper_bound, bound)
         return boxes.having(
             upper_bound=torch.minimum(bound, boxes.upper_bound),
             choice=choice.masked_fill(best <= 0, -1),
         )
+
+    def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
+        """Upper bound of what is searched, [B]: here the norm."""
+        return norm.upper_bound
 
     def children(self, parents: Boxes) -> Boxes:
         """Both closed halves of every box, bounded."""
@@ -108,7 +110,7 @@ class InputSearch:
         return Report(leaves.take(slice(0, 0)), self._centres(leaves), leaves.row, 0, leaves)
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
-        """True gradient norms, see :func:`lipschitz.leaf.witness_norms`."""
+        """True gradient norms, see :func:`lipschitz.native.witness.witness_norms`."""
         return witness_norms(self.problem, points, rows)
 
     def _centres(self, boxes: Boxes) -> Tensor:

@@ -29,7 +29,8 @@ class ForwardIntervals(NamedTuple):
     Attributes:
         bounds: One interval per node, each tensor [B, *shape].
         rounding: One tensor per node: how far rounding may have moved a value computed there
-            (see :mod:`lipschitz.rounding`), [B, *shape]; zeros at the input.
+            from the last activations' values (see :mod:`lipschitz.rounding`), [B, *shape]; zeros
+            at the input and at activations.
     """
 
     bounds: list[Interval]
@@ -44,7 +45,7 @@ def forward_intervals(graph: Graph, lower: Tensor, upper: Tensor) -> ForwardInte
         inputs = [bounds[p] for p in node.parents]
         if node.affine is None:
             bounds.append(Interval(*node.activation.interval(*inputs[0])))
-            rounding.append(rounding[node.parents[0]])
+            rounding.append(torch.zeros_like(bounds[-1].lower))
             continue
         node_lower, node_upper = node.affine.interval(*inputs)
         magnitudes = [torch.maximum(i.lower.abs(), i.upper.abs()) for i in inputs]
@@ -53,6 +54,9 @@ def forward_intervals(graph: Graph, lower: Tensor, upper: Tensor) -> ForwardInte
             terms = terms + node.affine.bias.abs()
         margin = unit * terms
         bounds.append(Interval(node_lower - margin, node_upper + margin))
+        # A chain of affine maps is one sum to a backward pass, so its margins add up.
+        if any(graph.nodes[p].affine is not None for p in node.parents):
+            margin = margin + node.affine.magnitude().linear(*(rounding[p] for p in node.parents))
         rounding.append(margin)
     return ForwardIntervals(bounds, rounding)
 

@@ -64,7 +64,10 @@ class Lines(NamedTuple):
 
 
 def activation_lines(
-    activation: Activation, preact: Interval, lower_slope: Tensor | None = None
+    activation: Activation,
+    preact: Interval,
+    lower_slope: Tensor | None = None,
+    rounding: Tensor | None = None,
 ) -> Lines:
     """Lines around a piecewise linear activation over its pre-activation interval.
 
@@ -77,26 +80,34 @@ def activation_lines(
         preact: Interval [B, *shape].
         lower_slope: Slope of the lower line where the neuron is unstable, between the two slopes
             of the activation, broadcastable to [B, K, *shape].
+        rounding: How far rounding may have moved the pre-activation, [1 or B, *shape]. The lines
+            are set that far apart, so that a bound of a later layer allows for it too.
 
     Returns:
         The lines; slopes [B, 1, *shape], or [B, K, *shape] as ``lower_slope`` has them.
     """
     small = activation.negative_slope
     lower, upper = preact
-    active, unstable = lower >= 0, (lower < 0) & (upper > 0)
+    active = lower >= 0
+    unstable = ~(active | (upper <= 0))  # an interval that is not a number included
     run = torch.where(unstable, upper - lower, torch.ones_like(upper))
     chord = (upper - small * lower) / run
     stable_slope = torch.where(active, torch.ones_like(upper), torch.full_like(upper, small))
     upper_slope = torch.where(unstable, chord, stable_slope)
     # Largest gap at the two ends: right for any slope, so a rounded chord stays above.
     intercept = torch.maximum((small - chord) * lower, (1 - chord) * upper)
-    intercept = torch.where(unstable, intercept, torch.zeros_like(upper))
+    intercept = torch.where(unstable, intercept, torch.zeros_like(upper)).flatten(1)
+    lower_intercept = None
+    if rounding is not None:
+        steepest = torch.where(unstable, torch.ones_like(upper), stable_slope)
+        margin = (steepest * rounding).flatten(1)
+        lower_intercept, intercept = -margin, intercept + 2 * margin
     unstable, stable_slope = unstable.unsqueeze(1), stable_slope.unsqueeze(1)
     upper_slope = upper_slope.unsqueeze(1)
     if lower_slope is None:
         lower_slope = small + (1 - small) * (upper_slope > 0.5).to(upper.dtype)
     lower_slope = torch.where(unstable, lower_slope, stable_slope)
-    return Lines(lower_slope, upper_slope - lower_slope, None, intercept.flatten(1))
+    return Lines(lower_slope, upper_slope - lower_slope, lower_intercept, intercept)
 
 
 def product_lines(cotangent: Interval, slope: Interval) -> Lines:

@@ -14,17 +14,19 @@ from torch import Tensor
 
 from lipschitz.branching import Chooser, SplitFacts
 from lipschitz.feasibility import search_feasible
-from lipschitz.leaf import check_leaf, witness_norms
+from lipschitz.leaf import check_leaf
 from lipschitz.native.constraints import SplitConstraints
 from lipschitz.native.crown import RootBounds, norm_bounds
 from lipschitz.native.domains import DomainBounder
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.vector_pass import (
+    VectorBound,
     preact_ancestors,
     tighten_cotangents,
     tighten_preacts,
     vector_bound,
 )
+from lipschitz.native.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search_types import Report
 from lipschitz.splits import closed_halves, implications
@@ -46,6 +48,8 @@ class NativeSearch:
         refresh_every: Neuron splits after which a subdomain's intervals are recomputed; 0 never,
             None by cost.
         feasibility_steps: Gradient steps of the batched feasibility test.
+        beta_steps: Steps with which multipliers of the splits tighten recomputed intervals; 0
+            leaves the splits out of them.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
     """
 
@@ -57,10 +61,13 @@ class NativeSearch:
         *,
         refresh_every: int | None = None,
         feasibility_steps: int = 60,
+        beta_steps: int = 0,
         memory_budget: int | None = None,
     ) -> None:
         self.problem, self.root_bounds, self.choose = problem, root, choose
-        self.bounder = DomainBounder(problem, root, memory_budget=memory_budget)
+        self.bounder = DomainBounder(
+            problem, root, memory_budget=memory_budget, multiplier_steps=beta_steps
+        )
         self.plan = self.bounder.plan
         self.layout = NeuronLayout(problem.graph, self.plan.activations)
         self.intervals = forward_intervals(problem.graph, self.bounder.lower, self.bounder.upper)
@@ -141,11 +148,14 @@ class NativeSearch:
         subdomains = tighten_cotangents(plan, layout, directions, slopes, subdomains)
         return self._bounded(subdomains, slopes)
 
+    def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
+        """Upper bound of what is searched: here the norm."""
+        directions = self.problem.rows[subdomains.row]
+        return vector_bound(self.plan, self.layout, directions, slopes, subdomains)
+
     def _bounded(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> Subdomains:
         lower, upper = subdomains.preact_lower, subdomains.preact_upper
-        bound = vector_bound(
-            self.plan, self.layout, self.problem.rows[subdomains.row], slopes, subdomains
-        )
+        bound = self._vector_bound(subdomains, slopes)
         choice = self.choose(
             SplitFacts(
                 bound.coefficient,
@@ -258,7 +268,7 @@ class NativeSearch:
         return torch.minimum(torch.maximum(inputs, problem.lower), problem.upper)
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
-        """True gradient norms, see :func:`lipschitz.leaf.witness_norms`."""
+        """True gradient norms, see :func:`lipschitz.native.witness.witness_norms`."""
         return witness_norms(self.problem, points, rows)
 
     def _report(

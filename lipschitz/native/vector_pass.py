@@ -189,6 +189,7 @@ def vector_bound(
     directions: Tensor,
     slopes: dict[int, Interval],
     subdomains: Subdomains,
+    functional: Tensor | None = None,
 ) -> VectorBound:
     """Upper bound of the norm from the intervals the subdomains hold; no interval is changed.
 
@@ -198,12 +199,16 @@ def vector_bound(
         directions: Output direction of each subdomain, [B, C].
         slopes: Slope interval by activation node, [B, *shape].
         subdomains: The subdomains.
+        functional: Weights of the entries, [B, D]: bound ``weights . entries`` instead of the norm,
+            without a margin for rounding.
     """
     graph, batch, last = plan.graph, len(subdomains), len(plan.graph.nodes) - 1
     chord, intercept = absolute_value_chord(subdomains.entry_lower, subdomains.entry_upper)
     fixed = subdomains.entry_sign != 0
     chord = torch.where(fixed, subdomains.entry_sign, chord)
     gap = intercept.masked_fill(fixed, 0)
+    if functional is not None:  # linear already
+        chord, gap = functional, torch.zeros_like(gap)
     total = gap.sum(1)
     pending = {0: chord.reshape(batch, *graph.input_shape)}
     coefficient: dict[int, Tensor] = {}
@@ -234,8 +239,10 @@ def vector_bound(
         zero = like.new_zeros(1, layout.shapes[activation].numel())
         coefficient.setdefault(activation, zero)
     ranges = {i: s.upper - s.lower for i, s in slopes.items()}
+    if functional is None:
+        total = raise_upper_bound(total.clamp(min=0))  # fixed signs may make it negative
     return VectorBound(
-        raise_upper_bound(total.clamp(min=0)),  # fixed signs may make it negative
+        total,
         layout.join(coefficient, batch, like),
         layout.join(ranges, batch, like),
         gap,

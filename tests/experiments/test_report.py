@@ -48,6 +48,14 @@ def test_table_holds_the_means(tmp_path):
     assert first["network"] == "net(width=4)"
 
 
+def test_a_method_without_upper_bound_gets_a_dash(tmp_path):
+    rows = [row(), row(method="sampling", upper_bound=None, status="lower_bound_only")]
+    table = report.summarise(report.load_rows([write(tmp_path / "rows.jsonl", rows)]))
+    assert "| sampling | 0.1 | 1 | - | 2.000 | - | 0 | 1.00 |" in report.to_markdown(table)
+    report.draw(table, tmp_path / "bounds.png")
+    assert (tmp_path / "bounds.png").is_file()
+
+
 def test_a_row_written_twice_counts_once(tmp_path):
     path = write(tmp_path / "rows.jsonl", [row(upper_bound=9.0), row()])
     table = report.summarise(report.load_rows([path]))

@@ -5,6 +5,7 @@ import torch
 from cases import CASES, Case
 from oracles import points_in_box
 from scipy.optimize import linprog
+from torch import nn
 
 import lipschitz.native.search as native_search
 from lipschitz.branching import chooser
@@ -115,7 +116,7 @@ def test_implications_are_the_linear_programs():
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     weight[3, 1] = 0
     centre = torch.randn(4, generator=generator, dtype=torch.float64)
-    table = implications(torch.tensor([1, 2, 4, 5]), weight, centre, 7)
+    table = implications(torch.tensor([1, 2, 4, 5]), weight, centre, torch.zeros(4).double(), 7)
     assert table.position.tolist() == [-1, 0, 1, -1, 2, 3, -1]
     for k in range(4):
         for side, sign in ((0, -1), (1, 1)):
@@ -132,6 +133,25 @@ def test_implications_are_the_linear_programs():
                     assert float(table.upper[k, side, j]) >= exact - 1e-9
 
 
+def test_implications_allow_for_cancellation():
+    """Far from the origin, in float32, z is the small difference of large terms."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1)).eval()
+        x = 1000 + torch.rand(3)
+        with torch.no_grad():
+            model[0].bias.copy_(-(model[0].weight @ x))
+        problem = make_problem(build_graph(model, (3,)), x, 1e-3)
+        search = NativeSearch(problem, native_crown(problem), chooser())
+        table, points = search.table, points_in_box(problem.lower, problem.upper, 500).double()
+        values = points @ model[0].weight.double().T + model[0].bias.double()
+        values = values[:, table.neurons]
+        for k in range(values.shape[1]):
+            for side, inside in ((0, values[:, k] <= 0), (1, values[:, k] >= 0)):
+                assert (values[inside] >= table.lower[k, side]).all()
+                assert (values[inside] <= table.upper[k, side]).all()
+
+
 def test_no_table_for_large_layers():
     weight = torch.zeros(500, 1000)
-    assert implications(torch.arange(500), weight, torch.zeros(500), 500) is None
+    assert implications(torch.arange(500), weight, torch.zeros(500), torch.zeros(500), 500) is None

@@ -1,7 +1,15 @@
+from fractions import Fraction
+
 import pytest
 import torch
 from cases import CASES, REFERENCES
-from oracles import jacobian, jacobians, points_in_box
+from oracles import (
+    exact_preactivations,
+    jacobian,
+    jacobians,
+    network_at_its_kinks,
+    points_in_box,
+)
 
 from lipschitz.lirpa import bounds as lirpa_bounds
 from lipschitz.lirpa.bounds import LirpaEngine
@@ -91,6 +99,17 @@ def test_a_relaxation_off_by_a_thousandth_is_caught(monkeypatch):
     monkeypatch.setattr("lipschitz.lirpa.operators.slope_product_lines", wrong)
     bound = float(LirpaEngine(graph).crown(problem, optimize=False).class_upper_bounds.max())
     assert bound != pytest.approx(reference.crown_root, rel=1e-5)
+
+
+def test_rounding_of_earlier_layers_excludes_no_point():
+    """Large terms cancel in one layer; the next, whose own terms are tiny, must allow for it."""
+    for seed in range(30):
+        model, x = network_at_its_kinks(seed)
+        problem = make_problem(build_graph(model, (2,)), x, 0.0)
+        preacts, _ = LirpaEngine(problem.graph).preactivation_bounds(problem, optimize=False)
+        for bounds, values in zip(preacts.values(), exact_preactivations(model, x), strict=True):
+            for low, high, value in zip(*(b[0].tolist() for b in bounds), values, strict=True):
+                assert Fraction(low) <= value <= Fraction(high)
 
 
 def test_torch_keeps_its_default_dtype():

@@ -197,7 +197,15 @@ def test_boxes_in_a_batch_equal_boxes_alone():
 
     def bounds(lower, upper):
         return optimised_preactivation_rows(
-            plan, last, torch.arange(3), root.preacts, lower, upper, search, budget=2**20
+            plan,
+            last,
+            torch.arange(3),
+            root.preacts,
+            root.rounding,
+            lower,
+            upper,
+            search,
+            budget=2**20,
         )
 
     lower, upper = problem.centre - radii, problem.centre + radii

@@ -1,7 +1,9 @@
+from fractions import Fraction
+
 import pytest
 import torch
 from cases import CASES
-from oracles import jacobians, points_in_box
+from oracles import exact_preactivations, jacobians, network_at_its_kinks, points_in_box
 
 from lipschitz.native.crown import native_crown
 from lipschitz.native.domains import DomainBounder
@@ -96,3 +98,23 @@ def test_splitting_everything_gives_the_gradient_norm_and_crossing_is_empty():
     found = bounder(rows, preacts)
     assert found.empty.tolist() == [i == 3 for i in range(len(points))]
     assert found.upper_bound[3] == -torch.inf
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_rounding_of_earlier_layers_excludes_no_point(steps):
+    """Large terms cancel in one layer; the next, whose own terms are tiny, must allow for it."""
+    for seed in range(60):
+        model, x = network_at_its_kinks(seed)
+        problem = make_problem(build_graph(model, (2,)), x, 0.0)
+        root, exact = native_crown(problem), exact_preactivations(model, x)
+        cut = {}
+        for (activation, bounds), values in zip(root.preacts.items(), exact, strict=True):
+            sign = torch.tensor([[(v > 0) - (v < 0) for v in values]])
+            cut[activation] = Interval(
+                torch.where(sign >= 0, bounds.lower.clamp(min=0), bounds.lower),
+                torch.where(sign <= 0, bounds.upper.clamp(max=0), bounds.upper),
+            )
+        refreshed = DomainBounder(problem, root, multiplier_steps=steps).refreshed(cut)
+        for (lower, upper), values in zip(refreshed.values(), exact, strict=True):
+            for low, high, value in zip(lower[0].tolist(), upper[0].tolist(), values, strict=True):
+                assert Fraction(low) <= value <= Fraction(high)

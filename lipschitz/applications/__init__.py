@@ -1,0 +1,1 @@
+"""What certified Jacobian bounds are good for: one file per application."""

@@ -1,0 +1,273 @@
+"""Certified signs of single Jacobian entries over a box.
+
+Root bounds with optimised slopes, then true gradients at points of the box, then branch and bound
+(:mod:`lipschitz.applications.sign_search`) on the questions that both leave open.
+
+Proved: ``increasing``, ``decreasing`` and ``constant`` for every product of the layers' Clarke
+derivatives on the box, so for the function itself; ``neither`` by two points with true gradients of
+opposite sign. All up to the margin of :mod:`lipschitz.rounding`. ``undecided`` proves nothing.
+
+Shapes: D entries, D' entries of a problem restricted to a few inputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipschitz.affine import Linear, Reshape
+from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
+from lipschitz.entry_bounds import certified_entries, checked, root_bounds
+from lipschitz.graph import Graph, Node
+from lipschitz.native.crown import RootBounds
+from lipschitz.native.functional import FunctionalBisection, Functionals, FunctionalSearch
+from lipschitz.native.path_sums import PathSums
+from lipschitz.problem import LocalProblem
+from utils import InputError
+
+INCREASING, DECREASING, CONSTANT = "increasing", "decreasing", "constant"
+NEITHER, UNDECIDED = "neither", "undecided"
+VERDICTS = (INCREASING, DECREASING, CONSTANT, NEITHER, UNDECIDED)
+
+# With so few inputs free the box itself is cut, else neurons are split.
+_FEW_INPUTS = 3
+# Of each kind of point at which gradients are looked at.
+_SAMPLES = 65
+# The node of a restricted network that is the input of the whole one.
+_LAST_OF_EMBEDDING = 2
+
+_Query = tuple[int, int, int]  # row, flat index of the entry, sign
+
+
+@dataclass(frozen=True)
+class EntrySign:
+    """What is certified about one entry of the Jacobian on one box.
+
+    Attributes:
+        feature: Flat index of the input coordinate.
+        row: Name of the output direction.
+        verdict: ``increasing``, ``decreasing``, ``constant``, ``neither`` or ``undecided``.
+        lower, upper: Certified bounds of the entry on the box.
+        positive, negative: Points whose true gradient there is above, below 0; None if none was
+            found (or none was looked for).
+        domains: Subdomains bounded by branch and bound; 0 if that was not needed.
+        seconds: Wall-clock time, the box's shared work divided among its entries.
+        example: Number of the example.
+    """
+
+    feature: int
+    row: str
+    verdict: str
+    lower: float
+    upper: float
+    positive: Tensor | None
+    negative: Tensor | None
+    domains: int
+    seconds: float
+    example: int = 0
+
+
+def check_features(graph: Graph, features: Sequence[int]) -> None:
+    """Refuse features that do not exist.
+
+    Raises:
+        InputError: With the numbers that do.
+    """
+    size = graph.input_shape.numel()
+    for feature in features:
+        if not 0 <= feature < size:
+            raise InputError(f"feature {feature} does not exist: there are 0 to {size - 1}")
+    if not features:
+        raise InputError("no feature is asked about: name at least one")
+
+
+def entry_signs(
+    problem: LocalProblem,
+    features: Sequence[int],
+    *,
+    limits: SignLimits | None = None,
+    optimize: bool = True,
+) -> list[EntrySign]:
+    """Certified signs of some entries of the Jacobian over the box of one problem.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipschitz import build_graph
+        >>> from lipschitz.applications.entry_signs import entry_signs
+        >>> from lipschitz.entries import box_problem
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+        >>> with torch.no_grad():  # relu(x) + |y|
+        ...     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        ...     _ = model[0].weight.copy_(weight), model[0].bias.zero_()
+        ...     _ = model[2].weight.fill_(1.0)
+        >>> problem = box_problem(build_graph(model, (2,)), torch.zeros(2), eps=1.0)
+        >>> [sign.verdict for sign in entry_signs(problem, [0, 1])]
+        ['increasing', 'neither']
+
+    Args:
+        problem: The box and the output directions.
+        features: Flat indices of the entries.
+        limits: Of each branch and bound; a timeout of 0 leaves it out.
+        optimize: Optimise the slopes of pre-activation bounds.
+
+    Returns:
+        One result per feature and row, the rows of a feature together.
+
+    Raises:
+        InputError: A feature that does not exist, or a network that overflows on the box.
+    """
+    check_features(problem.graph, features)
+    begin = time.perf_counter()
+    limits = limits or SignLimits()
+    free = (problem.upper > problem.lower).flatten().nonzero()[:, 0].tolist()
+    active = sorted({*free, *features})
+    few = len(active) <= _FEW_INPUTS
+    inner = restricted(problem, active) if few else problem
+    place = {f: active.index(f) if few else f for f in features}
+    asked = [(f, row) for f in features for row in range(len(problem.rows))]
+    root = root_bounds(inner, "native", optimize=optimize)
+    lower, upper = (end.flatten(1) for end in checked(certified_entries(inner, root)))
+    answers: dict[_Query, SignAnswer] = {}
+    for f, row in asked:
+        answers[row, place[f], 1] = SignAnswer(float(upper[row, place[f]]), None, 0)
+        answers[row, place[f], -1] = SignAnswer(-float(lower[row, place[f]]), None, 0)
+    _sample(inner, answers)
+    seconds: Counter[tuple[int, int]] = Counter()
+    shared = time.perf_counter() - begin
+    if limits.timeout > 0:
+        shared += _search(inner, root, answers, limits, few, seconds)
+
+    def point(answer: SignAnswer) -> Tensor | None:
+        """The witness among the inputs of the network."""
+        if answer.witness is None or not few:
+            return answer.witness
+        return inner.graph.values(answer.witness[None])[_LAST_OF_EMBEDDING][0]
+
+    results = []
+    for f, row in asked:
+        above, below = answers[row, place[f], 1], answers[row, place[f], -1]
+        results.append(
+            EntrySign(
+                feature=f,
+                row=problem.row_names[row],
+                verdict=_verdict(above, below),
+                lower=-below.upper_bound + 0.0,  # no -0.
+                upper=above.upper_bound,
+                positive=point(above),
+                negative=point(below),
+                domains=above.domains + below.domains,
+                seconds=shared / len(asked) + seconds[row, place[f]],
+            )
+        )
+    return results
+
+
+def _verdict(above: SignAnswer, below: SignAnswer) -> str:
+    """What upper bounds of the entry and of its negative, and their witnesses, say."""
+    never_above, never_below = above.upper_bound <= 0, below.upper_bound <= 0
+    if never_above and never_below:
+        return CONSTANT
+    if never_below:
+        return INCREASING
+    if never_above:
+        return DECREASING
+    both_seen = above.witness is not None and below.witness is not None
+    return NEITHER if both_seen else UNDECIDED
+
+
+def restricted(problem: LocalProblem, active: Sequence[int]) -> LocalProblem:
+    """The problem as one of some inputs only, the others being fixed at the centre.
+
+    Args:
+        problem: The problem; its other inputs should have no width.
+        active: Flat indices of the inputs to keep, D' of them.
+
+    Returns:
+        A problem of the network after the affine map from [D'] to the inputs; its Jacobian is the
+        kept columns of the network's.
+    """
+    graph, like = problem.graph, problem.centre
+    weight = like.new_zeros(like.numel(), len(active))
+    weight[list(active), range(len(active))] = 1.0
+    fixed = like.flatten().clone()
+    fixed[list(active)] = 0.0
+    few = torch.Size([len(active)])
+    nodes = [
+        Node("active", (), few),
+        Node("embedding", (0,), torch.Size([like.numel()]), Linear(weight, fixed, few)),
+        Node("input", (1,), like.shape, Reshape(torch.Size([like.numel()]), like.shape)),
+    ]
+    for node in graph.nodes[1:]:
+        parents = tuple(parent + _LAST_OF_EMBEDDING for parent in node.parents)
+        nodes.append(replace(node, parents=parents))
+    centre, lower, upper = (
+        end.flatten()[list(active)] for end in (like, problem.lower, problem.upper)
+    )
+    return LocalProblem(
+        Graph(nodes, graph.device, graph.dtype),
+        centre,
+        lower,
+        upper,
+        problem.rows,
+        problem.row_names,
+    )
+
+
+@torch.no_grad()
+def _sample(problem: LocalProblem, answers: dict[_Query, SignAnswer]) -> None:
+    """Look for positive values of the open queries at points of the box."""
+    shape = problem.centre.shape
+    generator = torch.Generator().manual_seed(0)
+    fractions = torch.rand(_SAMPLES, *shape, generator=generator, dtype=torch.float64)
+    along = torch.linspace(0, 1, _SAMPLES, dtype=torch.float64)
+    along = along.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+    fractions = torch.cat([fractions, fractions.round(), along]).to(problem.centre)
+    points = problem.lower + fractions * (problem.upper - problem.lower)
+    points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
+    sums = PathSums(problem.graph.double)
+    for query, answer in answers.items():
+        if answer.upper_bound <= 0:
+            continue
+        functional = Functionals.of_entries(problem, [query])
+        rows = torch.zeros(len(points), dtype=torch.long, device=points.device)
+        values = functional.values(sums, points, rows)
+        best = int(values.argmax())
+        if float(values[best]) > 0:
+            answers[query] = replace(answer, witness=points[best])
+
+
+def _search(
+    problem: LocalProblem,
+    root: RootBounds,
+    answers: dict[_Query, SignAnswer],
+    limits: SignLimits,
+    few: bool,
+    seconds: Counter[tuple[int, int]],
+) -> float:
+    """Branch and bound on what is open; returns the seconds that all questions share."""
+    queries = [q for q, a in answers.items() if a.upper_bound > 0 and a.witness is None]
+    if not queries:
+        return 0.0
+    begin = time.perf_counter()
+    functionals = Functionals.of_entries(problem, queries)
+    rows = torch.tensor([row for row, _, _ in queries], device=problem.rows.device)
+    with torch.no_grad():
+        search = (
+            FunctionalBisection(functionals)
+            if few
+            else FunctionalSearch(functionals, functionals.spread(root, rows))
+        )
+    shared = time.perf_counter() - begin
+    for index, query in enumerate(queries):
+        begin = time.perf_counter()
+        found = is_ever_positive(search, index, limits)
+        bound = min(found.upper_bound, answers[query].upper_bound)
+        answers[query] = replace(found, upper_bound=bound)
+        seconds[query[:2]] += time.perf_counter() - begin
+    return shared

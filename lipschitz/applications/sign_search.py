@@ -1,0 +1,106 @@
+"""Is a functional of the Jacobian ever above 0 on a box? Branch and bound for one question.
+
+Unlike the search for the largest norm (``bab.py``) this one stops at the first positive value, or
+when no subdomain can hold one. A part of the box that can be neither split nor refuted leaves the
+question open; it is never dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.domain_pool import DomainPool
+from lipschitz.native.functional import FunctionalBisection, FunctionalSearch
+from lipschitz.search_types import Report
+from lipschitz.subdomains import Batch
+
+
+@dataclass(frozen=True)
+class SignLimits:
+    """When to give up.
+
+    Attributes:
+        timeout: Seconds per question.
+        batch_size: Subdomains split per round.
+        max_domains: Subdomains bounded.
+    """
+
+    timeout: float = 10.0
+    batch_size: int = 128
+    max_domains: int = 200_000
+
+
+@dataclass(frozen=True)
+class SignAnswer:
+    """What is known in the end.
+
+    Attributes:
+        upper_bound: Certified upper bound of the functional.
+        witness: A point where it is positive, [*input_shape], or None.
+        domains: Subdomains bounded.
+    """
+
+    upper_bound: float
+    witness: Tensor | None
+    domains: int
+
+    @property
+    def never_positive(self) -> bool:
+        """Proved to be 0 or less on the whole box."""
+        return self.upper_bound <= 0
+
+
+@torch.no_grad()
+def is_ever_positive(
+    search: FunctionalSearch | FunctionalBisection, query: int, limits: SignLimits | None = None
+) -> SignAnswer:
+    """Decide one of a search's functionals.
+
+    Args:
+        search: The bounds and splits.
+        query: Which functional.
+        limits: When to give up.
+    """
+    limits = limits or SignLimits()
+    begin = time.perf_counter()
+    first = search.root().take(slice(query, query + 1))
+    pool = DomainPool(first.take(first.upper_bound > 0))
+    count, closed, domains = limits.batch_size, 0.0, 0
+    witness: Tensor | None = None
+
+    def look(report: Report) -> Batch:
+        """Note witnesses and what can be searched no further; returns what is left."""
+        nonlocal closed, witness
+        if report.closed is not None and len(report.closed):
+            closed = max(closed, float(report.closed.upper_bound.max()))
+        if len(report.points):
+            values = search.witness_norms(report.points, report.point_rows)
+            best = int(values.argmax())
+            if float(values[best]) > 0:
+                witness = report.points[best].clone()
+        left = report.subdomains
+        return left.take(left.upper_bound > 0)
+
+    while witness is None and pool.largest() > 0:
+        now = time.perf_counter() - begin
+        if now >= limits.timeout or domains >= limits.max_domains:
+            break
+        slots = pool.strongest(count, 0.0)
+        parents = look(search.refine(pool.read(slots)))
+        is_leaf = parents.choice < 0
+        if bool(is_leaf.any()):
+            pool.add(look(search.settle(parents.take(is_leaf))))
+            parents = parents.take(~is_leaf)
+        if len(parents):
+            children = search.children(parents)
+            domains += len(children)
+            pool.add(children.take(children.upper_bound > 0))
+        pool.drop(slots)
+        if time.perf_counter() - begin - now > 0.1 * limits.timeout:
+            count = max(1, count // 2)
+    left = max(pool.largest(), closed)  # at least 0, where a negative bound was not looked for
+    return SignAnswer(min(float(first.upper_bound), left), witness, domains)

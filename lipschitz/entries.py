@@ -1,0 +1,248 @@
+"""Library calls for single entries of the Jacobian and for its products with directions.
+
+Certified intervals of every ``d f_c(x) / d x_i`` over a box, and of every directional derivative
+``J(x) v``. The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3); only the
+last step, the chords of ``|J_i|``, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lipschitz.api import takes_batch
+from lipschitz.entry_bounds import certified_entries, certified_products, checked, root_bounds
+from lipschitz.graph import Graph
+from lipschitz.problem import LocalProblem, make_problem
+from lipschitz.tracing import build_graph
+from utils import InputError, disable_tf32
+
+Ends = tuple[Tensor | float, Tensor | float]
+
+
+@dataclass(frozen=True)
+class JacobianBounds:
+    """Certified intervals: ``lower <= value <= upper`` at every point of the box.
+
+    Attributes:
+        lower, upper: [R, *input_shape] for entries, [R, V] for directional derivatives.
+        row_names: One short name per output direction, such as ``"3"``.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    row_names: tuple[str, ...]
+
+
+def jacobian_bounds(
+    model: nn.Module | Graph,
+    x: Tensor,
+    eps: float | Tensor | None = None,
+    *,
+    box: Ends | None = None,
+    classes: Sequence[int] | None = None,
+    rows: Tensor | None = None,
+    engine: str = "native",
+    optimize: bool = True,
+    dtype: torch.dtype | None = None,
+    clip: Ends | None = None,
+) -> JacobianBounds:
+    """Certified interval of every entry of the Jacobian over a box.
+
+    The box is ``x +- eps`` or the given ``box``. The intervals hold for every product of the
+    layers' Clarke derivatives there, so for autograd's gradient at every point too, up to the
+    rounding margin of :mod:`lipschitz.rounding`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipschitz import jacobian_bounds
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(torch.tensor([[1.0, -2.0], [0.5, 1.0]]))
+        ...     _ = model[0].bias.zero_(), model[2].weight.copy_(torch.tensor([[1.0, 1.0]]))
+        >>> x = torch.tensor([0.1, 0.5])  # the first neuron is inactive, the second active
+        >>> bounds = jacobian_bounds(model, x, eps=0.01)
+        >>> bounds.lower.round(decimals=3).tolist(), bounds.upper.round(decimals=3).tolist()
+        ([[0.5, 1.0]], [[0.5, 1.0]])
+        >>> wide = jacobian_bounds(model, x, box=(0.1, 1.0))  # the first neuron may be either
+        >>> wide.lower.round(decimals=3).tolist(), wide.upper.round(decimals=3).tolist()
+        ([[0.5, -1.0]], [[1.5, 1.0]])
+
+    Args:
+        model: A network in eval mode mapping [B, *input_shape] to [B, C], or its graph.
+        x: A point of the box, [*input_shape] or [1, *input_shape]; a leading 1 is the batch
+            dimension if the network takes it so.
+        eps: Box radius, a number or a tensor broadcastable to ``x``.
+        box: Instead of ``eps``: lower and upper ends, broadcastable to ``x``.
+        classes: Outputs to bound, all if None.
+        rows: Instead of ``classes``: output directions, [R, C]; bounded is ``J(x)^T row``.
+        engine: ``native`` or ``auto_lirpa``.
+        optimize: Optimise the slopes of pre-activation bounds.
+        dtype: Precision to compute in; the model's own if None.
+        clip: Smallest and largest value of an input, to which the box is cut.
+
+    Returns:
+        One interval per row and input coordinate, [R, *input_shape].
+
+    Raises:
+        InputError: A ValueError: something about the arguments that the caller can mend, said in
+            one line.
+        NotImplementedError: A layer that is not supported, by name.
+    """
+    problem = _prepare(model, x, eps, box, classes, rows, dtype, clip)
+    root = root_bounds(problem, engine, optimize=optimize)
+    bounds = checked(certified_entries(problem, root))
+    return JacobianBounds(*bounds, problem.row_names)
+
+
+def jvp_bounds(
+    model: nn.Module | Graph,
+    x: Tensor,
+    eps: float | Tensor | None = None,
+    directions: Tensor | None = None,
+    *,
+    box: Ends | None = None,
+    classes: Sequence[int] | None = None,
+    rows: Tensor | None = None,
+    engine: str = "native",
+    optimize: bool = True,
+    dtype: torch.dtype | None = None,
+    clip: Ends | None = None,
+) -> JacobianBounds:
+    """Certified interval of directional derivatives ``J(x) v`` over a box.
+
+    One linear bound per direction (Jacobian-vector product), which is tighter than adding up the
+    entries' intervals; the better of the two is returned. With ``engine='auto_lirpa'`` that engine
+    bounds everything but this last pass.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lipschitz import jvp_bounds
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.copy_(torch.tensor([[1.0, -2.0], [0.5, 1.0]]))
+        ...     _ = model[0].bias.zero_(), model[2].weight.copy_(torch.tensor([[1.0, 1.0]]))
+        >>> both = torch.tensor([[1.0, 0.0], [2.0, 1.0]])
+        >>> found = jvp_bounds(model, torch.tensor([0.5, 0.5]), directions=both, box=(0.1, 1.0))
+        >>> found.lower.round(decimals=3).tolist(), found.upper.round(decimals=3).tolist()
+        ([[0.5, 2.0]], [[1.5, 2.0]])
+
+    Args:
+        model, x, eps, box, classes, rows, engine, optimize, dtype, clip: As in
+            :func:`jacobian_bounds`.
+        directions: One direction v [*input_shape], or many [V, *input_shape].
+
+    Returns:
+        One interval per row and direction, [R, V]; V is 1 for one direction.
+
+    Raises:
+        InputError, NotImplementedError: As :func:`jacobian_bounds`, or directions of another shape.
+    """
+    problem = _prepare(model, x, eps, box, classes, rows, dtype, clip)
+    vectors = _directions(directions, problem)
+    root = root_bounds(problem, engine, optimize=optimize)
+    bounds = checked(certified_products(problem, root, vectors))
+    return JacobianBounds(*bounds, problem.row_names)
+
+
+def box_problem(
+    graph: Graph,
+    x: Tensor,
+    eps: float | Tensor | None = None,
+    *,
+    box: Ends | None = None,
+    classes: Sequence[int] | None = None,
+    rows: Tensor | None = None,
+    clip: Ends | None = None,
+) -> LocalProblem:
+    """The problem of ``x +- eps`` or of a given box; arguments as in :func:`jacobian_bounds`.
+
+    Raises:
+        InputError: Anything wrong with them.
+    """
+    if (eps is None) == (box is None):
+        raise InputError("give either eps, the box's radius, or box, its two ends")
+    if rows is not None and classes is not None:
+        raise InputError("give either classes or rows, not both")
+    if box is None:
+        problem = make_problem(graph, x, eps, clip=clip, classes=classes)
+    else:
+        problem = _between(make_problem(graph, x, 0.0, clip=clip, classes=classes), box, clip)
+    if rows is None:
+        return problem
+    if rows.dim() != 2 or rows.shape[1] != graph.num_outputs or not len(rows):
+        raise InputError(
+            f"rows have shape {tuple(rows.shape)}: expected [R, {graph.num_outputs}], one output "
+            "direction per row"
+        )
+    if not torch.isfinite(rows).all():
+        raise InputError("rows hold NaN or infinity: give finite numbers")
+    names = tuple(f"row{i}" for i in range(len(rows)))
+    return replace(problem, rows=rows.detach().to(problem.rows), row_names=names)
+
+
+def _between(problem: LocalProblem, box: Ends, clip: Ends | None) -> LocalProblem:
+    """The same problem on the box with these two ends, cut to ``clip``."""
+    centre, ends = problem.centre, []
+    for end in box:
+        end = torch.as_tensor(end).detach().to(centre)
+        try:
+            ends.append(end.expand_as(centre))
+        except RuntimeError:
+            raise InputError(
+                f"an end of the box has shape {tuple(end.shape)}: expected a number or the shape "
+                f"of x, {tuple(centre.shape)}"
+            ) from None
+    lower, upper = ends
+    if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
+        raise InputError("the box holds NaN or infinity: give finite ends")
+    if clip is not None:
+        smallest, largest = (torch.as_tensor(c).to(centre) for c in clip)
+        lower, upper = torch.maximum(lower, smallest), torch.minimum(upper, largest)
+    if bool((lower > upper).any()):
+        raise InputError("the box is empty: a lower end is above its upper end")
+    if bool(((centre < lower) | (centre > upper)).any()):
+        raise InputError("x lies outside the box: give a point of it")
+    return replace(problem, lower=lower.contiguous(), upper=upper.contiguous())
+
+
+def _prepare(
+    model: nn.Module | Graph,
+    x: Tensor,
+    eps: float | Tensor | None,
+    box: Ends | None,
+    classes: Sequence[int] | None,
+    rows: Tensor | None,
+    dtype: torch.dtype | None,
+    clip: Ends | None,
+) -> LocalProblem:
+    disable_tf32()
+    graph = model
+    if not isinstance(model, Graph):
+        shape = x.shape[1:] if x.shape[:1] == (1,) and takes_batch(model, x) else x.shape
+        graph = build_graph(model, tuple(shape))
+    if dtype is not None:
+        graph = graph.to(graph.device, dtype)
+    return box_problem(graph, x, eps, box=box, classes=classes, rows=rows, clip=clip)
+
+
+def _directions(directions: Tensor | None, problem: LocalProblem) -> Tensor:
+    """The directions as [V, *input_shape]."""
+    shape = tuple(problem.centre.shape)
+    if directions is None:
+        raise InputError("directions are missing: give one v of the input's shape, or many")
+    if tuple(directions.shape) == shape:
+        directions = directions[None]
+    if tuple(directions.shape[1:]) != shape or not len(directions):
+        raise InputError(
+            f"directions have shape {tuple(directions.shape)}: expected {shape}, or many of them "
+            "with a leading dimension"
+        )
+    if not torch.isfinite(directions).all():
+        raise InputError("directions hold NaN or infinity: give finite numbers")
+    return directions.detach().to(problem.centre)

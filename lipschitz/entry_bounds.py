@@ -1,0 +1,107 @@
+"""Bounds of single Jacobian entries and of directional derivatives of one problem.
+
+The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3), without its last
+step, the chords of ``|J_i|``; the result has a margin against rounding and keeps every sign that
+the network's structure proves (:mod:`lipschitz.native.path_sums`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipschitz.lirpa.bounds import LirpaEngine
+from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import RootBounds, native_crown
+from lipschitz.native.interval import Interval, jacobian_interval, slope_intervals
+from lipschitz.native.memory import default_memory_budget, row_chunks, take
+from lipschitz.native.passes import cotangent_upper_bound, product_lines
+from lipschitz.native.path_sums import PathSums
+from lipschitz.native.plan import Plan
+from lipschitz.native.rows import intersect
+from lipschitz.problem import LocalProblem
+from utils import InputError, suggest
+
+ENGINES = ("native", "auto_lirpa")
+
+
+def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBounds:
+    """Bounds of pre-activations, cotangents and entries by the named engine.
+
+    Raises:
+        InputError: No such engine.
+    """
+    if engine not in ENGINES:
+        raise InputError(
+            f"unknown engine {engine!r}{suggest(engine, ENGINES)}; use {' or '.join(ENGINES)}"
+        )
+    if engine == "auto_lirpa":
+        return LirpaEngine(problem.graph).crown(problem, optimize=optimize)
+    return native_alpha(problem) if optimize else native_crown(problem)
+
+
+@torch.no_grad()
+def certified_entries(problem: LocalProblem, root: RootBounds) -> Interval:
+    """Entry intervals of the root, those of interval arithmetic if tighter, with a margin.
+
+    Returns:
+        [R, *input_shape].
+    """
+    slopes = slope_intervals(problem.graph, root.preacts)
+    plain = jacobian_interval(problem.graph, problem.rows, slopes)
+    sums = PathSums(problem.graph)(problem.rows, slopes, root.norm.cotangents)
+    return sums.enclose(intersect(root.norm.entries, plain))
+
+
+@torch.no_grad()
+def certified_products(problem: LocalProblem, root: RootBounds, vectors: Tensor) -> Interval:
+    """Intervals of ``(J(x)^T row) . v`` for every row and vector, with a margin.
+
+    Args:
+        problem: What to bound.
+        root: Its root bounds.
+        vectors: [V, *input_shape].
+
+    Returns:
+        [R, V].
+    """
+    plan, rows = Plan(problem.graph), problem.rows
+    slopes = slope_intervals(problem.graph, root.preacts)
+    lines = {i: product_lines(g, slopes[i]) for i, g in root.norm.cotangents.items()}
+    upper = rows.new_empty(len(rows), len(vectors))
+    lower = torch.empty_like(upper)
+    budget = default_memory_budget(rows.device)
+    for part, chosen in row_chunks(
+        len(rows), len(vectors), plan.largest, budget, rows.element_size()
+    ):
+        both = torch.cat([vectors[chosen], -vectors[chosen]]).unsqueeze(0)
+        cut = {i: line.take(part) for i, line in lines.items()}
+        found = cotangent_upper_bound(plan, 0, both, cut, take(rows, part))
+        above, below = found.chunk(2, dim=1)
+        upper[part, chosen], lower[part, chosen] = above, -below
+    flat = vectors.flatten(1)
+    entries = [end.flatten(1) for end in certified_entries(problem, root)]
+    plus, minus = flat.clamp(min=0).T, flat.clamp(max=0).T
+    summed = Interval(
+        entries[0] @ plus + entries[1] @ minus, entries[1] @ plus + entries[0] @ minus
+    )
+    sums = PathSums(problem.graph)(rows, slopes, root.norm.cotangents)
+    sums = sums.each(lambda t: t.flatten(1)).along(flat)
+    return sums.enclose(intersect(Interval(lower, upper), summed))
+
+
+def checked(bounds: Interval) -> Interval:
+    """The bounds, refused if they are no bounds.
+
+    Raises:
+        InputError: One is NaN or infinite.
+        ArithmeticError: They cross.
+    """
+    if not bool((torch.isfinite(bounds.lower) & torch.isfinite(bounds.upper)).all()):
+        raise InputError(
+            "a bound is not a finite number: the network's values overflow on this box; use "
+            "dtype=torch.float64 or a smaller box"
+        )
+    if bool((bounds.lower > bounds.upper).any()):
+        raise ArithmeticError("bounds cross by more than rounding explains; try torch.float64")
+    return bounds

@@ -1,0 +1,211 @@
+"""Branch and bound on a linear functional ``w . J(x)^T r`` of the Jacobian instead of its norm.
+
+A functional is linear where the norm is convex, so the norm's bounds carry over with the chords of
+``|J_i|`` replaced by the weights ``w``. One entry is a unit vector, a directional derivative is
+its direction; the other sign is ``-w``. Splits, refinement and leaves are those of the norm's
+searches.
+
+A bound here may be negative, and whether it is above 0 is what searches for a sign ask; so a
+bound is never above the path sums of :mod:`lipschitz.native.path_sums`, which are free of
+cancellation, and otherwise carries a margin by their magnitude.
+
+Shapes: Q functionals, B subdomains, D entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipschitz.branching import Chooser, chooser
+from lipschitz.native.crown import NormBounds, RootBounds
+from lipschitz.native.input_search import Boxes, InputSearch
+from lipschitz.native.interval import (
+    Interval,
+    forward_intervals,
+    jacobian_interval,
+    slope_intervals,
+)
+from lipschitz.native.path_sums import PathSums
+from lipschitz.native.search import NativeSearch
+from lipschitz.native.vector_pass import VectorBound, vector_bound
+from lipschitz.problem import LocalProblem
+from lipschitz.subdomains import Subdomains
+
+
+@dataclass(frozen=True)
+class Functionals:
+    """What is to be bounded: one functional per row of a problem.
+
+    Attributes:
+        problem: The box; its row q is the output direction of functional q.
+        weights: Weights of the entries, [Q, D].
+    """
+
+    problem: LocalProblem
+    weights: Tensor
+
+    @staticmethod
+    def of_entries(problem: LocalProblem, queries: list[tuple[int, int, int]]) -> Functionals:
+        """Signed entries.
+
+        Args:
+            problem: The box and its rows.
+            queries: Row, flat coordinate of the entry, and sign 1 or -1 of each.
+        """
+        rows, entries, signs = torch.tensor(queries, device=problem.rows.device).T
+        weights = problem.rows.new_zeros(len(queries), problem.centre.numel())
+        each = torch.arange(len(queries), device=weights.device)
+        weights[each, entries] = signs.to(weights)
+        names = tuple(problem.row_names[row] for row, _, _ in queries)
+        return Functionals(replace(problem, rows=problem.rows[rows], row_names=names), weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def spread(self, root: RootBounds, rows: Tensor) -> RootBounds:
+        """Root bounds of the problem with one row per functional.
+
+        Args:
+            root: Root bounds of the rows they were made from.
+            rows: Which of those each functional has, [Q].
+        """
+        norm = root.norm
+        return replace(
+            root,
+            class_upper_bounds=torch.full_like(self.weights[:, 0], torch.inf),
+            norm=NormBounds(
+                norm.upper_bound[rows],
+                Interval(*(end[rows] for end in norm.entries)),
+                {i: Interval(*(end[rows] for end in g)) for i, g in norm.cotangents.items()},
+                {i: c[rows] for i, c in norm.coefficients.items()},
+            ),
+        )
+
+    def upper_bound(
+        self,
+        sums: PathSums,
+        rows: Tensor,
+        slopes: dict[int, Interval],
+        cotangents: dict[int, Interval],
+        entries: Interval,
+        other: Tensor | None = None,
+    ) -> Tensor:
+        """Certified upper bound of each subdomain's functional.
+
+        Args:
+            sums: Path sums of the graph.
+            rows: Functional of each subdomain, [B].
+            slopes: Slope interval by activation node, [B, *shape].
+            cotangents: Interval of g by activation node, [B, *shape].
+            entries: Intervals of the entries, [B, D].
+            other: Another upper bound without margin, [B].
+
+        Returns:
+            [B].
+        """
+        weights = self.weights[rows]
+        best = (weights.clamp(min=0) * entries.upper + weights.clamp(max=0) * entries.lower).sum(1)
+        if other is not None:
+            best = torch.minimum(best, torch.where(other.isnan(), best, other))
+        reach = sums(self.problem.rows[rows], slopes, cotangents).each(lambda t: t.flatten(1))
+        return reach.dot(weights).enclose(Interval(best, best)).upper
+
+    @torch.no_grad()
+    def values(self, sums: PathSums, points: Tensor, rows: Tensor) -> Tensor:
+        """What the functional is at least at points, whatever rounding may have done.
+
+        As in :mod:`lipschitz.native.witness`: in float64, from interval arithmetic at the point,
+        where a slope that rounding leaves open counts as open. Above 0 it proves that the true
+        gradient is.
+
+        Args:
+            sums: Path sums of the graph in float64.
+            points: Points of the box, [B, *input_shape].
+            rows: Functional of each, [B].
+
+        Returns:
+            [B]; minus infinity where it is not a number.
+        """
+        graph, directions = sums.graph, self.problem.rows[rows].double()
+        weights, points = self.weights[rows].double(), points.double()
+        bounds = forward_intervals(graph, points, points).bounds
+        preacts = {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
+        slopes = slope_intervals(graph, preacts)
+        lower, upper = (end.flatten(1) for end in jacobian_interval(graph, directions, slopes))
+        found = (weights.clamp(min=0) * lower + weights.clamp(max=0) * upper).sum(1)
+        reach = sums(directions, slopes).each(lambda t: t.flatten(1)).dot(weights)
+        found = reach.enclose(Interval(found, found)).lower
+        return found.nan_to_num(-torch.inf, posinf=-torch.inf)
+
+
+class FunctionalSearch(NativeSearch):
+    """Splits neurons; see :class:`lipschitz.native.search.NativeSearch`.
+
+    Args:
+        functionals: What to bound.
+        root: Root bounds with one row per functional (:meth:`Functionals.spread`).
+        choose: Picks the neuron to split; ``slope`` if None. Entries have no sign left to split.
+        memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+    """
+
+    def __init__(
+        self,
+        functionals: Functionals,
+        root: RootBounds,
+        choose: Chooser | None = None,
+        *,
+        memory_budget: int | None = None,
+    ) -> None:
+        graph = functionals.problem.graph
+        self.functionals, self.sums = functionals, PathSums(graph)
+        self.double_sums = PathSums(graph.double)
+        super().__init__(
+            functionals.problem, root, choose or chooser("slope"), memory_budget=memory_budget
+        )
+
+    def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
+        rows = subdomains.row
+        directions, weights = self.problem.rows[rows], self.functionals.weights[rows]
+        bound = vector_bound(self.plan, self.layout, directions, slopes, subdomains, weights)
+        entries = Interval(subdomains.entry_lower, subdomains.entry_upper)
+        cotangents = {
+            i: Interval(
+                self.layout.part(subdomains.cotangent_lower, i),
+                self.layout.part(subdomains.cotangent_upper, i),
+            )
+            for i in self.layout.slices
+        }
+        upper = self.functionals.upper_bound(
+            self.sums, rows, slopes, cotangents, entries, bound.upper_bound
+        )
+        return replace(bound, upper_bound=upper)
+
+    def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
+        """True values, see :meth:`Functionals.values`."""
+        return self.functionals.values(self.double_sums, points, rows)
+
+
+class FunctionalBisection(InputSearch):
+    """Cuts the box, for few inputs; see :class:`lipschitz.native.input_search.InputSearch`.
+
+    Args:
+        functionals: What to bound.
+        memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+    """
+
+    def __init__(self, functionals: Functionals, *, memory_budget: int | None = None) -> None:
+        graph = functionals.problem.graph
+        self.functionals, self.sums = functionals, PathSums(graph)
+        self.double_sums = PathSums(graph.double)
+        super().__init__(functionals.problem, memory_budget=memory_budget)
+
+    def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
+        entries = Interval(*(end.flatten(1) for end in norm.entries))
+        return self.functionals.upper_bound(self.sums, boxes.row, slopes, norm.cotangents, entries)
+
+    def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
+        """True values, see :meth:`Functionals.values`."""
+        return self.functionals.values(self.double_sums, points, rows)
