@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             print(rows[-1], flush=True)
     head = "network,eps,engine,root bound,upper bound,lower bound,status,s,domains,domains/s,LPs"
     publish("search", head.split(","), rows)
-    wide = [str(t) for t in traces if "width 64" in t.name or "width 128" in t.name]
+    wide = [str(t) for t in traces if "64, seed 0, eps 0.2," in t.name or "width 128" in t.name]
     draw_traces(wide, RESULTS / "search.png")
     for trace in traces:
         trace.unlink()

@@ -128,7 +128,7 @@ def draw_traces(paths: list[str], output: Path) -> None:
         axis[0].step(table["seconds"], table["upper_bound"], label=name, **style)
         axis[0].step(table["seconds"], table["lower_bound"], linestyle="--", **style)
     axis[0].set_xlabel("seconds")
-    axis[0].set_ylabel("certified bounds (dashed: lower)")
+    axis[0].set_ylabel("upper bound (dashed: lower)")
     axis[0].set_xscale("symlog", linthresh=0.1)
     axis[0].grid(alpha=0.3)
     figure.legend(loc="outside lower center", fontsize=8)

@@ -334,6 +334,15 @@ def test_interrupting_a_search_keeps_its_row_and_stops(monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
+def test_signs_of_features_are_certified(capsys):
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--num-examples", "2", "--mono"]
+    assert run(*argv, "--features", "0,2", "--csv", "signs.csv", "--timeout", "5") == 0
+    assert "increasing" in capsys.readouterr().out
+    lines = Path("signs.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 3  # examples, features, outputs
+    assert {line.split(",")[4] for line in lines[1:]} <= {"increasing", "decreasing", "neither"}
+
+
 def test_clean_accuracy(capsys):
     assert run("--model", "own.py:make", "--input", "points.npz", "--clean") == 0
     assert capsys.readouterr().out.startswith("clean_acc ")
@@ -398,6 +407,8 @@ MISTAKES = {
     "max domains": ([*SIMPLE, "--eps", "0.1", "--bab", "--max-domains", "0"], "at least 1"),
     "timeout": ([*SIMPLE, "--eps", "0.1", "--bab", "--timeout", "-1"], "expected a positive"),
     "engine of bab": ([*SIMPLE, "--eps", "0.1", "--bab", "--engine", "x"], "unknown engine 'x'"),
+    "mono with bab": ([*SIMPLE, "--eps", "0.1", "--mono", "--bab"], "--mono goes without --bab"),
+    "features without mono": ([*SIMPLE, "--eps", "0.1", "--features", "0"], "go with --mono"),
     "no such class": ([*SIMPLE, "--eps", "0.1", "--classes", "10"], "class 10 does not exist"),
     "classes of letters": ([*SIMPLE, "--eps", "0.1", "--classes", "a"], "--classes a: expected"),
     "no examples": ([*SIMPLE, "--eps", "0.1", "--num-examples", "0"], "--num-examples 0"),
