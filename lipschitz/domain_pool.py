@@ -72,11 +72,6 @@ class DomainPool:
         bounds = self.upper_bounds.masked_fill(torch.isneginf(self.upper_bounds), torch.inf)
         return bounds.topk(count, largest=False).indices
 
-    def below(self, threshold: float) -> Tensor:
-        """Slots of the open subdomains whose upper bound is at most ``threshold``."""
-        bounds = self.upper_bounds
-        return ((bounds <= threshold) & ~torch.isneginf(bounds)).nonzero()[:, 0]
-
     def row_upper_bounds(self, num_rows: int) -> Tensor:
         """Largest upper bound of every row's open subdomains, [R]."""
         bounds = self.upper_bounds.new_full((num_rows,), -torch.inf)

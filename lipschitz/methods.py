@@ -60,14 +60,12 @@ class Method:
             is the default.
         searches: Stops at ``MethodOptions.timeout``, with the certified bounds reached by then.
         extra: Optional package that it needs.
-        gives_upper_bound: False for a method whose upper bound is infinity.
     """
 
     help: str
     prepare: dict[str, Callable[[Graph, MethodOptions], Bounder]]
     searches: bool = False
     extra: str | None = None
-    gives_upper_bound: bool = True
 
 
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -179,7 +177,6 @@ METHODS: dict[str, Method] = {
     "sampling": Method(
         "sampled and climbed gradients: a lower bound only, nothing certified above",
         {"native": _sampling},
-        gives_upper_bound=False,
     ),
 }
 

@@ -59,7 +59,8 @@ class LipschitzResult:
         lower_bound: The l1 norm of the true gradient at ``witness``; 0 if none was found.
         class_upper_bounds: One upper bound per row of the problem, in its order.
         root_upper_bound: The upper bound before any branching.
-        status: ``bound``, ``exact``, ``timeout``, ``domain_limit`` or ``interrupted``.
+        status: ``bound``, ``exact``, ``timeout``, ``domain_limit``, ``interrupted``, or
+            ``lower_bound_only`` from a method whose upper bound is infinity.
         witness: A point of the box whose gradient attains ``lower_bound``, or None.
         method, engine: What computed the upper bound.
         seconds: Wall-clock time.
