@@ -37,7 +37,7 @@ from lipschitz.applications.sign_search import SignLimits
 from lipschitz.branching import HEURISTICS
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
-from lipschitz.methods import choose_engine
+from lipschitz.methods import choose_engine, kind_of
 from lipschitz.problem import INTERRUPTED
 from lipschitz.progress import ProgressBar, trace_to
 from lipschitz.searching import check_branching
@@ -132,7 +132,7 @@ def build_parser() -> Parser:
 
 
 def _method_help() -> str:
-    return "; ".join(f"{name}: {method.help}" for name, method in METHODS.items())
+    return "; ".join(f"{name} ({m.kind}): {m.help}" for name, m in METHODS.items())
 
 
 @dataclass(frozen=True)
@@ -322,6 +322,7 @@ def row_of(
         "example": example,
         "label": label,
         **settings,
+        "kind": kind_of(result.method),
         "upper_bound": _known(result.upper_bound),
         "lower_bound": result.lower_bound,
         "class_upper_bounds": [_known(bound) for bound in result.class_upper_bounds],

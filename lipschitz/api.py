@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lipschitz.baselines.outcome import Outcome, interrupted_at_once, nothing_found
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lower_bound import Sampling, sample_gradients
+from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
 from lipschitz.methods import (
     METHODS,
     Bounder,
@@ -19,7 +21,7 @@ from lipschitz.methods import (
     class_upper_bounds,
     run_bounder,
 )
-from lipschitz.problem import EXACT, LipschitzResult, LocalProblem, make_problem
+from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
 from lipschitz.tracing import build_graph
@@ -92,6 +94,8 @@ class Prepared:
     ) -> LipschitzResult:
         """Certified bounds of one problem on this network.
 
+        Ctrl-C in branch and bound, or in a method that searches, returns those reached so far.
+
         Args:
             problem: What to bound, made with this object's ``graph``.
             tolerance: Relative gap up to which the result is called exact.
@@ -109,18 +113,17 @@ class Prepared:
                 memory_budget=self.options.memory_budget,
             )
         begin = time.perf_counter()
-        outcome = run_bounder(self._bounder, problem)
+        outcome, found = self._outcome(problem, sampling)
         upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds
-        # A method that looks for large gradients itself looks harder than this.
-        found = outcome.found or sample_gradients(problem, sampling)
         best = int(found.norms.argmax())
         upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
+        is_exact = upper_bound <= lower_bound * (1 + tolerance)
         return LipschitzResult(
             upper_bound=upper_bound,
             lower_bound=lower_bound,
             class_upper_bounds=tuple(upper_bounds.tolist()),
             root_upper_bound=upper_bound if root_bounds is None else float(root_bounds.max()),
-            status=EXACT if upper_bound <= lower_bound * (1 + tolerance) else outcome.status,
+            status=EXACT if is_exact and outcome.status != INTERRUPTED else outcome.status,
             witness=found.witnesses[best] if lower_bound > 0 else None,
             method=self.method,
             engine=self.engine,
@@ -130,6 +133,23 @@ class Prepared:
             dtype=str(self.graph.dtype).removeprefix("torch."),
             device=self.graph.device.type,
         )
+
+    def _outcome(
+        self, problem: LocalProblem, sampling: Sampling | None
+    ) -> tuple[Outcome, GradientNorms]:
+        """What the method finds, and true gradients: its own, as it looks harder, or sampled ones.
+
+        Ctrl-C in a method that searches is the status of what it has found by then.
+        """
+        outcome = None
+        try:
+            outcome = run_bounder(self._bounder, problem)
+            return outcome, outcome.found or sample_gradients(problem, sampling)
+        except KeyboardInterrupt:
+            if not METHODS[self.method].searches:
+                raise
+            outcome = replace(outcome or interrupted_at_once(problem), status=INTERRUPTED)
+            return outcome, outcome.found or nothing_found(problem)
 
 
 def local_lipschitz(

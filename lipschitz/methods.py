@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipschitz.baselines.eclipse import eclipse_bounds
+from lipschitz.baselines.extras import require_extra
 from lipschitz.baselines.fastlip import fastlip_bound
 from lipschitz.baselines.lipbab import lipbab_bounds
 from lipschitz.baselines.lipmip import lipmip_bounds
-from lipschitz.baselines.lipsdp import lipsdp_bounds, require_cvxpy
+from lipschitz.baselines.lipsdp import lipsdp_bounds
 from lipschitz.baselines.outcome import Outcome
 from lipschitz.baselines.recurjac import recurjac_bound
 from lipschitz.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
@@ -27,6 +29,11 @@ from utils import InputError, suggest
 
 # Bounds one problem: upper bound per row, [R], or these and what else the method found.
 Bounder = Callable[[LocalProblem], Tensor | Outcome]
+
+LOCAL, GLOBAL = "local", "global"
+UPPER, EXACT_IN_TIME, LOWER = "upper bound", "exact given time", "lower bound"
+# ||J||_1 <= sqrt(D) ||J||_2 for D inputs.
+FROM_L2 = "L2 x sqrt(D)"
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,26 @@ class Method:
         help: One line.
         prepare: Engine name -> function that prepares a bounder for a network. The first engine
             is the default.
-        searches: Stops at ``MethodOptions.timeout``, with the certified bounds reached by then.
+        scope: Where its bound holds: ``local`` (in the box) or ``global`` (everywhere).
+        certifies: ``upper bound``, ``exact given time`` or ``lower bound``.
+        converted: How a constant of another norm was made one of Linf; None if it was not.
+        searches: Stops at ``MethodOptions.timeout`` or Ctrl-C, with the certified bounds reached
+            by then.
         extra: Optional package that it needs.
     """
 
     help: str
     prepare: dict[str, Callable[[Graph, MethodOptions], Bounder]]
+    scope: str = LOCAL
+    certifies: str = UPPER
+    converted: str | None = None
     searches: bool = False
     extra: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its number is, such as ``global L2 x sqrt(D), upper bound``; for rows and tables."""
+        return f"{' '.join(filter(None, (self.scope, self.converted)))}, {self.certifies}"
 
 
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -125,8 +144,13 @@ def _lipbab(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
-    require_cvxpy()
+    require_extra("lipsdp", "cvxpy")
     return lambda problem: lipsdp_bounds(problem, timeout=options.timeout)
+
+
+def _eclipse(graph: Graph, options: MethodOptions) -> Bounder:
+    require_extra("eclipse", "eclipse-nn", "eclipse_nn")
+    return eclipse_bounds
 
 
 def _sampling(graph: Graph, options: MethodOptions) -> Bounder:
@@ -147,8 +171,9 @@ METHODS: dict[str, Method] = {
         {"native": _ibp_native, "auto_lirpa": _ibp_auto_lirpa},
     ),
     "global": Method(
-        "product of the layers' operator norms; the box does not matter",
+        "product of the layers' operator norms",
         {"native": _global},
+        scope=GLOBAL,
     ),
     "recurjac": Method(
         "recursive bounds of the Jacobian's entries (Zhang et al. 2019)", {"native": _recurjac}
@@ -158,27 +183,39 @@ METHODS: dict[str, Method] = {
         {"native": _fastlip},
     ),
     "lipmip": Method(
-        "exact for small networks, by mixed-integer programming (Jordan and Dimakis 2020)",
+        "mixed-integer programming, for small networks (Jordan and Dimakis 2020)",
         {"native": _lipmip},
+        certifies=EXACT_IN_TIME,
         searches=True,
     ),
     "lipbab": Method(
-        "exact for small networks, by branching on activation patterns (Bhowmick et al. 2021)",
+        "branching on activation patterns, for small networks (Bhowmick et al. 2021)",
         {"native": _lipbab},
+        certifies=EXACT_IN_TIME,
         searches=True,
     ),
     "lipsdp": Method(
-        "global L2 constant by an SDP (Fazlyab et al. 2019), times sqrt(inputs) for Linf; the box "
-        "does not matter; needs cvxpy",
+        "semidefinite programming (Fazlyab et al. 2019); needs cvxpy",
         {"native": _lipsdp},
+        scope=GLOBAL,
+        converted=FROM_L2,
         searches=True,
         extra="cvxpy",
     ),
+    "eclipse": Method(
+        "layer-wise matrix inequalities (Xu and Sivaranjani 2024, 2026); needs eclipse-nn",
+        {"native": _eclipse},
+        converted=FROM_L2,
+        extra="eclipse-nn",
+    ),
     "sampling": Method(
-        "sampled and climbed gradients: a lower bound only, nothing certified above",
+        "sampled and climbed gradients; nothing certified above",
         {"native": _sampling},
+        certifies=LOWER,
     ),
 }
+# What branch and bound, which is no method of the table but refines two of them, finds.
+BRANCHING_KIND = f"{LOCAL}, {EXACT_IN_TIME}"
 
 
 def choose_engine(method: str, engine: str | None) -> str:
@@ -199,6 +236,11 @@ def choose_engine(method: str, engine: str | None) -> str:
             f"method {method!r} does not run on engine {engine!r}: use {' or '.join(engines)}"
         )
     return engine
+
+
+def kind_of(method: str) -> str:
+    """What the number of a method, or of ``bab``, is; see :attr:`Method.kind`."""
+    return METHODS[method].kind if method in METHODS else BRANCHING_KIND
 
 
 def run_bounder(bounder: Bounder, problem: LocalProblem) -> Outcome:

@@ -28,12 +28,12 @@ import time
 import torch
 from torch import Tensor
 
-from lipschitz.baselines.outcome import Outcome, better
+from lipschitz.baselines.outcome import Outcome, better, nothing_found
 from lipschitz.baselines.regions import Region, RegionBounds
 from lipschitz.feasibility import search_feasible
 from lipschitz.leaf import check_leaf
 from lipschitz.lower_bound import GradientNorms, Sampling, gradient_norms, sample_gradients
-from lipschitz.problem import BOUND, DOMAIN_LIMIT, TIMEOUT, LocalProblem
+from lipschitz.problem import BOUND, DOMAIN_LIMIT, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
 
 _BATCH, _BATCH_BYTES = 128, 2**28
@@ -90,53 +90,62 @@ def _limits(search: RegionBounds) -> tuple[int, int]:
 def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0) -> Outcome:
     """Bounds of ``||J(x)^T r||_1`` over the box by branching on activation patterns, per row.
 
+    Ctrl-C, once the whole box is bounded, ends the search like the time limit.
+
     Args:
         problem: What to bound.
         timeout: Seconds.
         seed: Seed of the points sampled for the first lower bound.
 
     Returns:
-        Upper bounds [R], true gradients with witnesses, and ``bound``, ``timeout`` or
-        ``domain_limit``.
+        Upper bounds [R], true gradients with witnesses, and ``bound``, ``timeout``,
+        ``domain_limit`` or ``interrupted``.
     """
     deadline = time.monotonic() + timeout
     search = RegionBounds(problem.to(torch.float64))
     batch_size, max_regions = _limits(search)
-    found = sample_gradients(problem, Sampling(seed=seed))
-    closed = torch.zeros_like(search.root.row_bounds)
+    found, closed = nothing_found(problem), torch.zeros_like(search.root.row_bounds)
     # Largest bound first; the number breaks ties, since regions cannot be compared.
     heap, number, domains, checked, status = [(-search.root.bound, 0, search.root)], 0, 1, 0, BOUND
-    while heap:
-        target = float(found.norms.max()) * (1 + _TOLERANCE)
-        if -heap[0][0] <= target:
-            break
-        if time.monotonic() > deadline or len(heap) > max_regions:
-            status = DOMAIN_LIMIT if len(heap) > max_regions else TIMEOUT
-            break
-        parents = []
-        for _ in range(min(batch_size, len(heap))):
-            region = heapq.heappop(heap)[2]
-            if bool(region.open_neurons.any()):
-                parents.append(region)
-                continue
-            verdict = check_leaf(region.matrix, region.constant)
-            checked += 1
-            if not verdict.empty:
-                closed = torch.maximum(closed, region.row_bounds)
-            if verdict.point is not None:
-                found = better(found, _gradients_at(problem, verdict.point))
-        children = search.bounded(search.children(parents))
-        domains += len(children)
-        target = float(found.norms.max()) * (1 + _TOLERANCE)
-        for region in children:
-            if region.bound <= target:
-                closed = torch.maximum(closed, region.row_bounds)
-        children, programs = without_empty([r for r in children if r.bound > target])
-        checked += programs
-        for region in children:
-            number += 1
-            heapq.heappush(heap, (-region.bound, number, region))
-    for _, _, region in heap:
+    taken: list[Region] = []  # by the round under way; their bounds count until it is over
+    try:
+        found = sample_gradients(problem, Sampling(seed=seed))
+        while heap:
+            target = float(found.norms.max()) * (1 + _TOLERANCE)
+            if -heap[0][0] <= target:
+                break
+            if time.monotonic() > deadline or len(heap) > max_regions:
+                status = DOMAIN_LIMIT if len(heap) > max_regions else TIMEOUT
+                break
+            parents = []
+            for _ in range(min(batch_size, len(heap))):
+                region = heap[0][2]
+                taken.append(region)  # before it leaves the heap: Ctrl-C may come in between
+                heapq.heappop(heap)
+                if bool(region.open_neurons.any()):
+                    parents.append(region)
+                    continue
+                verdict = check_leaf(region.matrix, region.constant)
+                checked += 1
+                if not verdict.empty:
+                    closed = torch.maximum(closed, region.row_bounds)
+                if verdict.point is not None:
+                    found = better(found, _gradients_at(problem, verdict.point))
+            children = search.bounded(search.children(parents))
+            domains += len(children)
+            target = float(found.norms.max()) * (1 + _TOLERANCE)
+            for region in children:
+                if region.bound <= target:
+                    closed = torch.maximum(closed, region.row_bounds)
+            children, programs = without_empty([r for r in children if r.bound > target])
+            checked += programs
+            for region in children:
+                number += 1
+                heapq.heappush(heap, (-region.bound, number, region))
+            taken = []
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    for region in [*taken, *(entry[2] for entry in heap)]:
         closed = torch.maximum(closed, region.row_bounds)
     upper, before = (
         raise_upper_bound(u.to(problem.rows)) for u in (closed, search.root.row_bounds)

@@ -3,7 +3,7 @@
 Method card
     Needs: ReLU or LeakyReLU, a small network: at most 400 neurons unstable on the box.
     Returns: upper bounds per row (the solver's dual bound), a lower bound with a witness, and
-        ``exact`` where they meet; at the time limit the bounds reached by then.
+        ``exact`` where they meet; at the time limit or Ctrl-C the bounds reached by then.
     Idea: one binary per unstable neuron says which slope it has. Its value, and the product of its
         slope with the cotangent that arrives there, are linear in that binary given bounds of both
         ("big M"), and so is the magnitude of a Jacobian entry with a binary for its sign. Bounds
@@ -31,7 +31,7 @@ from lipschitz.baselines.expressions import (
     forward_expressions,
     input_expression,
 )
-from lipschitz.baselines.outcome import Outcome, better
+from lipschitz.baselines.outcome import Outcome, better, nothing_found
 from lipschitz.baselines.program import (
     Program,
     gated_product,
@@ -43,7 +43,7 @@ from lipschitz.leaf import check_leaf
 from lipschitz.lower_bound import GradientNorms, Sampling, gradient_norms, sample_gradients
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds
-from lipschitz.problem import BOUND, TIMEOUT, LocalProblem
+from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
 from utils import InputError
 
@@ -128,7 +128,8 @@ def unstable_slopes(problem: LocalProblem, root: RootBounds, index: int) -> Tens
 def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0) -> Outcome:
     """Bounds of ``max ||J(x)^T r||_1`` over the box by mixed-integer programming, per row.
 
-    Rows that cannot be the largest, by their linear bound, are left at that bound.
+    Rows that cannot be the largest, by their linear bound, are left at that bound. Ctrl-C, once the
+    linear bounds are known, ends the search like the time limit; the row under way keeps its own.
 
     Args:
         problem: What to bound.
@@ -136,7 +137,8 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
         seed: Seed of the points sampled for the first lower bound.
 
     Returns:
-        Upper bounds [R], true gradients with witnesses, ``bound`` or ``timeout``.
+        Upper bounds [R], true gradients with witnesses, ``bound``, ``timeout`` or
+        ``interrupted``.
 
     Raises:
         InputError: Too many neurons are unstable on the box.
@@ -151,29 +153,32 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
                 f"lipmip: {count} neurons are unstable on this box, its mixed-integer program is "
                 f"meant for at most {LARGEST}: use crown, alpha or --bab, or a smaller eps"
             )
-        found = sample_gradients(problem, Sampling(seed=seed))
-        forward = _Forward(exact, root)
         root_bounds = root.class_upper_bounds
-        upper = root_bounds.clone()
+        upper, found = root_bounds.clone(), nothing_found(problem)
         status, solved = BOUND, 0
         queue = upper.argsort(descending=True).tolist()
-        for position, row in enumerate(queue):
-            left = [r for r in queue[position:] if upper[r] > found.norms.max()]
-            if not left:
-                break
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                status = TIMEOUT
-                break
-            program = Program(forward.program)
-            objective = forward.objective_of(program, row, exact.rows)
-            solution = program.maximise(objective, seconds / len(left))
-            solved += 1
-            upper[row] = min(float(upper[row]), solution.upper_bound * (1 + _MARGIN))
-            if solution.at_limit:
-                status = TIMEOUT
-            if solution.values is not None:
-                found = better(found, _witnesses(problem, forward, solution.values))
+        try:
+            found = sample_gradients(problem, Sampling(seed=seed))
+            forward = _Forward(exact, root)
+            for position, row in enumerate(queue):
+                left = [r for r in queue[position:] if upper[r] > found.norms.max()]
+                if not left:
+                    break
+                seconds = deadline - time.monotonic()
+                if seconds <= 0:
+                    status = TIMEOUT
+                    break
+                program = Program(forward.program)
+                objective = forward.objective_of(program, row, exact.rows)
+                solution = program.maximise(objective, seconds / len(left))
+                solved += 1
+                upper[row] = min(float(upper[row]), solution.upper_bound * (1 + _MARGIN))
+                if solution.at_limit:
+                    status = TIMEOUT
+                if solution.values is not None:
+                    found = better(found, _witnesses(problem, forward, solution.values))
+        except KeyboardInterrupt:
+            status = INTERRUPTED
     upper, before = (raise_upper_bound(u.to(problem.rows)) for u in (upper, root_bounds))
     return Outcome(upper, found, before, status, domains=solved)
 

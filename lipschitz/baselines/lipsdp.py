@@ -3,9 +3,10 @@
 Method card
     Needs: a chain of layers (no branches) with ReLU or LeakyReLU, at most 300 inputs and neurons
         together, and the package cvxpy with an open solver (CLARABEL or SCS).
-    Returns: an upper bound per row that holds EVERYWHERE, not only on the box: the L2 Lipschitz
-        constant of the row's scalar output, times the square root of the number of inputs, since
-        ``||J||_1 <= sqrt(D) ||J||_2``. It is compared with local Linf bounds only so converted.
+    Returns: "global L2 x sqrt(D)": an upper bound per row that holds EVERYWHERE, not only on the
+        box, the L2 Lipschitz constant of the row's scalar output times the square root of the
+        number of inputs, since ``||J||_1 <= sqrt(D) ||J||_2``. It is compared with local Linf
+        bounds only so converted. Ctrl-C leaves the rows not yet solved at the product of norms.
     Idea: any two values of an activation differ by a slope in [a, 1]; a nonnegative multiplier per
         neuron turns that into one linear matrix inequality for the squared constant.
     Sound: yes. Exact: no.
@@ -21,7 +22,6 @@ spectral norms the bound where nothing better is certified.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import warnings
 from dataclasses import dataclass
@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lipschitz.baselines.chain import dense_chain
+from lipschitz.baselines.extras import require_extra
 from lipschitz.baselines.outcome import Outcome
 from lipschitz.graph import Graph
-from lipschitz.problem import BOUND, TIMEOUT, LocalProblem
+from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.rounding import raise_upper_bound
-from utils import InputError
 
 LARGEST = 300
 # Interior points are accurate, and cubic in the square of the size; beyond this SCS is faster, to a
@@ -42,19 +43,8 @@ LARGEST = 300
 _LARGEST_INTERIOR_POINT, _TOLERANCE = 60, 1e-5
 # Relative, on spectral norms computed in float64.
 _NORM_MARGIN = 1e-12
-
-
-def require_cvxpy() -> None:
-    """Refuse to go on without cvxpy.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    if importlib.util.find_spec("cvxpy") is None:
-        raise InputError(
-            "lipsdp needs the package cvxpy, an optional extra: "
-            "pip install -r requirements-extra.txt"
-        )
+# scs.h: SCS_SIGINT.
+_SCS_INTERRUPTED = -5
 
 
 @dataclass(frozen=True)
@@ -74,43 +64,25 @@ class Chain:
     scale: float
 
 
-@torch.no_grad()
+def spectral_norm(matrix: np.ndarray) -> float:
+    """Upper bound of a matrix's largest singular value."""
+    return float(np.linalg.norm(matrix, 2)) * (1 + _NORM_MARGIN)
+
+
 def chain_of(graph: Graph) -> Chain:
-    """The network as a chain of dense matrices.
+    """The network as a chain of matrices of spectral norm 1.
 
     Raises:
         InputError: Branches, or too many neurons for a semidefinite program.
     """
-    sizes = [graph.nodes[i].shape.numel() for i in graph.activation_nodes]
-    total = graph.input_shape.numel() + sum(sizes)
-    if total > LARGEST:
-        raise InputError(
-            f"lipsdp: the network has {total} inputs and neurons, its semidefinite program is "
-            f"meant for at most {LARGEST}: use crown or global"
-        )
-    double = graph.to("cpu", torch.float64)
-    weights, slopes, scale = [], [], 1.0
-
-    def identity(shape: torch.Size) -> torch.Tensor:
-        return torch.eye(shape.numel(), dtype=torch.float64).reshape(-1, *shape)
-
-    basis = identity(double.input_shape)
-    for index, node in enumerate(double.nodes[1:], start=1):
-        if node.parents != (index - 1,):
-            raise InputError(
-                f"lipsdp: {node.name!r} joins branches, and the program is one of a chain of "
-                "layers: use crown or global"
-            )
-        if node.affine is not None:
-            basis = node.affine.linear(basis)
-            continue
-        weight = basis.flatten(1).T.numpy()
-        norm = float(np.linalg.norm(weight, 2)) * (1 + _NORM_MARGIN) or 1.0
-        weights.append(weight / norm)
-        slopes.append(np.full(len(weight), node.activation.negative_slope))
-        scale *= norm
-        basis = identity(node.shape)
-    return Chain(weights, slopes, basis.flatten(1).T.numpy(), scale)
+    layers, last = dense_chain(graph, "lipsdp", LARGEST)
+    norms = [spectral_norm(layer.weight) or 1.0 for layer in layers]
+    return Chain(
+        [layer.weight / norm for layer, norm in zip(layers, norms, strict=True)],
+        [np.full(len(layer.weight), layer.negative_slope) for layer in layers],
+        last,
+        float(np.prod(norms)),
+    )
 
 
 class Inequality:
@@ -168,20 +140,53 @@ def _program(inequality: Inequality) -> tuple[Any, Any, Any, Any]:
 
 
 def _solve(problem: Any, size: int, seconds: float) -> bool:
-    """Run a solver; whether it says that it has converged."""
+    """Run a solver; whether it says that it has converged.
+
+    Raises:
+        KeyboardInterrupt: Also where SCS, which takes the signal for itself, has stopped at it.
+    """
     import cvxpy as cp
 
     if size <= _LARGEST_INTERIOR_POINT:
-        options = {"solver": cp.CLARABEL, "time_limit": seconds}
+        solver, options = cp.CLARABEL, {"time_limit": seconds}
     else:
-        options = {"solver": cp.SCS, "time_limit_secs": seconds, "eps": _TOLERANCE}
+        solver, options = cp.SCS, {"time_limit_secs": seconds, "eps": _TOLERANCE}
+    # What cp.Problem.solve does, in steps: it would report an interrupted SCS as one that failed.
+    data, chain, inverse = problem.get_problem_data(solver, solver_opts=options)
+    answer = chain.solve_via_data(problem, data, solver_opts=options)
+    if isinstance(answer, dict) and answer["info"]["status_val"] == _SCS_INTERRUPTED:
+        raise KeyboardInterrupt
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "may be inaccurate": the eigenvalue tells
-            problem.solve(**options)
+            problem.unpack_results(answer, chain, inverse)
     except cp.SolverError:
         return False
     return problem.status == cp.OPTIMAL
+
+
+def _squared_constants(chain: Chain, outputs: np.ndarray, deadline: float) -> tuple[Any, str]:
+    """Certified squared constants of unit output directions on the last layer, at most 1: [R]."""
+    squared, status = np.ones(len(outputs)), BOUND
+    try:
+        inequality = Inequality(chain)
+        program, rho, multipliers, parameter = _program(inequality)
+        for r, output in enumerate(outputs):
+            if not output.any():
+                continue
+            seconds = (deadline - time.monotonic()) / (len(outputs) - r)
+            if seconds <= 0:
+                return squared, TIMEOUT
+            parameter.value = inequality.output(output)
+            if not _solve(program, len(parameter.value), seconds):
+                status = TIMEOUT
+            if multipliers.value is not None:
+                squared[r] = inequality.certified(
+                    float(rho.value), multipliers.value, parameter.value
+                )
+    except KeyboardInterrupt:
+        return squared, INTERRUPTED
+    return squared, status
 
 
 def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
@@ -192,34 +197,21 @@ def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
         timeout: Seconds for all rows together, beyond which rows keep the product of norms.
 
     Returns:
-        Upper bounds [R], and ``timeout`` if the solver was stopped on some row.
+        Upper bounds [R], and ``timeout`` if the solver was stopped on some row, ``interrupted`` if
+        by Ctrl-C.
 
     Raises:
         InputError: No cvxpy, branches, or too large a network.
     """
-    require_cvxpy()
+    require_extra("lipsdp", "cvxpy")
     deadline = time.monotonic() + timeout
     chain = chain_of(problem.graph)
     outputs = problem.rows.double().cpu().numpy() @ chain.last
     lengths = np.linalg.norm(outputs, axis=1) * (1 + _NORM_MARGIN)
     squared, status = np.ones(len(outputs)), BOUND
     if chain.weights:
-        inequality = Inequality(chain)
-        program, rho, multipliers, parameter = _program(inequality)
-        for r, (output, length) in enumerate(zip(outputs, lengths, strict=True)):
-            if length == 0:
-                continue
-            seconds = (deadline - time.monotonic()) / (len(outputs) - r)
-            if seconds <= 0:
-                status = TIMEOUT
-                break
-            parameter.value = inequality.output(output / length)
-            if not _solve(program, len(parameter.value), seconds):
-                status = TIMEOUT
-            if multipliers.value is not None:
-                squared[r] = inequality.certified(
-                    float(rho.value), multipliers.value, parameter.value
-                )
+        units = outputs / np.where(lengths > 0, lengths, 1.0)[:, None]
+        squared, status = _squared_constants(chain, units, deadline)
     inputs = problem.graph.input_shape.numel()
     bounds = np.sqrt(squared * inputs) * lengths * chain.scale
     return Outcome(raise_upper_bound(torch.from_numpy(bounds).to(problem.rows)), status=status)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lipschitz.lower_bound import GradientNorms
-from lipschitz.problem import BOUND
+from lipschitz.native.interval import interval_norm_bound
+from lipschitz.problem import BOUND, INTERRUPTED, LocalProblem
+from lipschitz.rounding import raise_upper_bound
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Outcome:
             certifies none.
         found: True gradients that the method found, or None if it does not look for any.
         root_upper_bounds: What they were before any search, [R]; the same if None.
-        status: ``bound``, ``timeout``, ``domain_limit`` or ``lower_bound_only``; whether the
-            bounds meet is for the caller to see.
+        status: ``bound``, ``timeout``, ``domain_limit``, ``interrupted`` or
+            ``lower_bound_only``; whether the bounds meet is for the caller to see.
         domains: Subproblems bounded.
         leaves_checked: Activation regions checked by a linear program.
     """
@@ -42,3 +44,16 @@ def better(first: GradientNorms, second: GradientNorms) -> GradientNorms:
         torch.where(wins, second.norms, first.norms),
         torch.where(wins.reshape(shape), second.witnesses, first.witnesses),
     )
+
+
+def nothing_found(problem: LocalProblem) -> GradientNorms:
+    """Where no gradient has been computed yet: norms of 0, which nobody has to attain."""
+    rows, shape = problem.rows, problem.centre.shape
+    return GradientNorms(torch.zeros_like(rows[:, 0]), problem.centre.expand(len(rows), *shape))
+
+
+@torch.no_grad()
+def interrupted_at_once(problem: LocalProblem) -> Outcome:
+    """The certified bounds, by interval arithmetic, of what Ctrl-C ended before it had any."""
+    bounds = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    return Outcome(raise_upper_bound(bounds), nothing_found(problem), status=INTERRUPTED)

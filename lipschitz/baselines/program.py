@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from lipschitz.baselines.expressions import Expression
+from lipschitz.baselines.interrupts import interruptible
 
 _GAP = 1e-6
 _BIG_M_MARGIN = 1e-9
@@ -66,17 +67,24 @@ class Program:
         self.constraints.append(expression)
 
     def maximise(self, objective: Expression, seconds: float) -> Solution:
-        """Maximise a flat expression of one entry, for at most so long."""
+        """Maximise a flat expression of one entry, for at most so long.
+
+        Raises:
+            KeyboardInterrupt: At once, though the solver is compiled code.
+        """
         count = len(self.lower)
         coefficients = objective.padded(count)[:, 0]
         # Of size 1 as well: a tolerance on an objective of 1e-9 would swallow it.
         unit = float(coefficients.abs().max()) or 1.0
-        found = milp(
-            -(coefficients / unit).numpy(),
-            integrality=np.array(self.integer),
-            bounds=Bounds(np.array(self.lower), np.array(self.upper)),
-            constraints=self._matrix(count),
-            options={"time_limit": seconds, "mip_rel_gap": _GAP},
+        cost, constraints = -(coefficients / unit).numpy(), self._matrix(count)
+        found = interruptible(
+            lambda: milp(
+                cost,
+                integrality=np.array(self.integer),
+                bounds=Bounds(np.array(self.lower), np.array(self.upper)),
+                constraints=constraints,
+                options={"time_limit": seconds, "mip_rel_gap": _GAP},
+            )
         )
         bound = found.mip_dual_bound if found.status in (_OPTIMAL, _LIMIT) else None
         known = bound is not None and np.isfinite(bound)
