@@ -288,6 +288,7 @@ def test_exact_baselines_from_the_command_line(method):
     (row,) = rows()
     assert row["status"] == "exact"
     assert row["search"] == {"timeout": 100}
+    assert row["kind"] == "local, exact given time"
     assert row["upper_bound"] == pytest.approx(21.627609905, rel=2e-4)
 
 

@@ -8,7 +8,7 @@ Method card
         above the product of the layers' spectral norms so converted.
     Idea: the matrix inequality of LipSDP splits into one small inequality per layer, with one
         multiplier for all its neurons chosen in closed form. The bounds of the first layers say how
-        far the next pre-activations move within the ball; neurons that stay off drop out.
+        far the next pre-activations move within the ball; a neuron that stays off has slope 0.
     Sound: yes, up to rounding. Exact: no.
     Reference: Xu and Sivaranjani, NeurIPS 2024 (ECLipsE) and TMLR 2026 (ECLipsE-Gen-Local); its
         closed form "CF". Its forms "Acc" and "Fast" end there too in version 0.1.7: they take a

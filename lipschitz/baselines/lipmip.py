@@ -125,6 +125,7 @@ def unstable_slopes(problem: LocalProblem, root: RootBounds, index: int) -> Tens
     return (lower != upper).flatten().nonzero()[:, 0]
 
 
+@torch.no_grad()
 def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0) -> Outcome:
     """Bounds of ``max ||J(x)^T r||_1`` over the box by mixed-integer programming, per row.
 
@@ -145,40 +146,39 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
     """
     deadline = time.monotonic() + timeout
     exact = _in_float64(problem)
-    with torch.no_grad():
-        root = native_alpha(exact, deadline=time.monotonic() + timeout / 2)
-        count = sum(len(unstable_slopes(exact, root, i)) for i in root.preacts)
-        if count > LARGEST:
-            raise InputError(
-                f"lipmip: {count} neurons are unstable on this box, its mixed-integer program is "
-                f"meant for at most {LARGEST}: use crown, alpha or --bab, or a smaller eps"
-            )
-        root_bounds = root.class_upper_bounds
-        upper, found = root_bounds.clone(), nothing_found(problem)
-        status, solved = BOUND, 0
-        queue = upper.argsort(descending=True).tolist()
-        try:
-            found = sample_gradients(problem, Sampling(seed=seed))
-            forward = _Forward(exact, root)
-            for position, row in enumerate(queue):
-                left = [r for r in queue[position:] if upper[r] > found.norms.max()]
-                if not left:
-                    break
-                seconds = deadline - time.monotonic()
-                if seconds <= 0:
-                    status = TIMEOUT
-                    break
-                program = Program(forward.program)
-                objective = forward.objective_of(program, row, exact.rows)
-                solution = program.maximise(objective, seconds / len(left))
-                solved += 1
-                upper[row] = min(float(upper[row]), solution.upper_bound * (1 + _MARGIN))
-                if solution.at_limit:
-                    status = TIMEOUT
-                if solution.values is not None:
-                    found = better(found, _witnesses(problem, forward, solution.values))
-        except KeyboardInterrupt:
-            status = INTERRUPTED
+    root = native_alpha(exact, deadline=time.monotonic() + timeout / 2)
+    count = sum(len(unstable_slopes(exact, root, i)) for i in root.preacts)
+    if count > LARGEST:
+        raise InputError(
+            f"lipmip: {count} neurons are unstable on this box, its mixed-integer program is "
+            f"meant for at most {LARGEST}: use crown, alpha or --bab, or a smaller eps"
+        )
+    root_bounds = root.class_upper_bounds
+    upper, found = root_bounds.clone(), nothing_found(problem)
+    status, solved = BOUND, 0
+    queue = upper.argsort(descending=True).tolist()
+    try:
+        found = sample_gradients(problem, Sampling(seed=seed))
+        forward = _Forward(exact, root)
+        for position, row in enumerate(queue):
+            left = [r for r in queue[position:] if upper[r] > found.norms.max()]
+            if not left:
+                break
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                status = TIMEOUT
+                break
+            program = Program(forward.program)
+            objective = forward.objective_of(program, row, exact.rows)
+            solution = program.maximise(objective, seconds / len(left))
+            solved += 1
+            upper[row] = min(float(upper[row]), solution.upper_bound * (1 + _MARGIN))
+            if solution.at_limit:
+                status = TIMEOUT
+            if solution.values is not None:
+                found = better(found, _witnesses(problem, forward, solution.values))
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     upper, before = (raise_upper_bound(u.to(problem.rows)) for u in (upper, root_bounds))
     return Outcome(upper, found, before, status, domains=solved)
 

@@ -32,6 +32,7 @@ import torch
 
 from lipschitz.baselines.chain import dense_chain
 from lipschitz.baselines.extras import require_extra
+from lipschitz.baselines.interrupts import interruptible
 from lipschitz.baselines.outcome import Outcome
 from lipschitz.graph import Graph
 from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
@@ -143,7 +144,8 @@ def _solve(problem: Any, size: int, seconds: float) -> bool:
     """Run a solver; whether it says that it has converged.
 
     Raises:
-        KeyboardInterrupt: Also where SCS, which takes the signal for itself, has stopped at it.
+        KeyboardInterrupt: At once; also where SCS, which takes the signal for itself while it
+            iterates, has stopped at it.
     """
     import cvxpy as cp
 
@@ -153,7 +155,7 @@ def _solve(problem: Any, size: int, seconds: float) -> bool:
         solver, options = cp.SCS, {"time_limit_secs": seconds, "eps": _TOLERANCE}
     # What cp.Problem.solve does, in steps: it would report an interrupted SCS as one that failed.
     data, chain, inverse = problem.get_problem_data(solver, solver_opts=options)
-    answer = chain.solve_via_data(problem, data, solver_opts=options)
+    answer = interruptible(lambda: chain.solve_via_data(problem, data, solver_opts=options))
     if isinstance(answer, dict) and answer["info"]["status_val"] == _SCS_INTERRUPTED:
         raise KeyboardInterrupt
     try:

@@ -11,7 +11,7 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 from lipschitz import METHODS, MethodOptions, Prepared, make_problem
-from lipschitz.methods import choose_engine, class_upper_bounds
+from lipschitz.methods import choose_engine, class_upper_bounds, kind_of
 from utils import InputError
 
 # A method that needs an optional package has its promises tested where that package is.
@@ -109,6 +109,22 @@ class RandomNet(nn.Module):
                 y = x + y
             x = y
         return x
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("crown", "local, upper bound"),
+        ("global", "global, upper bound"),
+        ("lipmip", "local, exact given time"),
+        ("bab", "local, exact given time"),
+        ("lipsdp", "global L2 x sqrt(D), upper bound"),
+        ("eclipse", "local L2 x sqrt(D), upper bound"),
+        ("sampling", "local, lower bound"),
+    ],
+)
+def test_every_number_says_what_it_is(method, kind):
+    assert kind_of(method) == kind
 
 
 def test_unknown_names_are_refused_with_the_closest():

@@ -1,24 +1,15 @@
 """LipBaB: its regions and its constants against enumeration."""
 
 import numpy as np
-import pytest
 import torch
 from cases import CASES, REFERENCES, mlp
 from enumeration import exact_constants
-from oracles import jacobian, jacobians, points_in_box
-from torch import nn
+from oracles import jacobians, points_in_box
 
 from lipschitz import MethodOptions, Prepared, build_graph, make_problem
 from lipschitz.baselines import lipbab
 from lipschitz.baselines.lipbab import lipbab_bounds, without_empty
 from lipschitz.baselines.regions import RegionBounds
-
-TINY = [
-    mlp(2, 4, 3),
-    mlp(3, 4, 4, 2),
-    mlp(2, 3, 3, 3, 1),
-    mlp(3, 5, 4, 2, activation=lambda: nn.LeakyReLU(0.2)),
-]
 
 
 def solve(model, point, eps, timeout=20.0):
@@ -26,74 +17,6 @@ def solve(model, point, eps, timeout=20.0):
         model, tuple(point.shape), method="lipbab", options=MethodOptions(timeout=timeout)
     )
     return prepared.bound(make_problem(prepared.graph, point, eps))
-
-
-@pytest.mark.parametrize("number", range(len(TINY)))
-@pytest.mark.parametrize("seed", range(3))
-def test_it_equals_enumeration(number, seed):
-    torch.manual_seed(seed)
-    model = TINY[number].double().eval()
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
-    point = torch.randn(model[1].in_features, dtype=torch.float64)
-    result = solve(model, point, 1.5)
-    lower, upper = (point - 1.5).numpy(), (point + 1.5).numpy()
-    exact = exact_constants(model, lower, upper).max()
-    assert result.status == "exact"
-    assert result.upper_bound == pytest.approx(exact, rel=1e-8)
-    assert result.lower_bound == pytest.approx(exact, rel=1e-8)
-
-
-FAST = [r for r in REFERENCES if r.exact and r.eps < 0.1 and (r.eps, r.file[-2:]) != (0.05, "32")]
-
-
-@pytest.mark.parametrize("reference", FAST, ids=lambda r: f"{r.file}-{r.eps}")
-def test_it_finds_the_reference_constants(reference):
-    result = solve(reference.model(), reference.point(), reference.eps, timeout=60)
-    assert result.status == "exact"
-    assert result.upper_bound == pytest.approx(reference.exact, rel=1e-8)
-
-
-@pytest.mark.slow
-def test_it_finds_the_constant_of_the_wider_network():
-    reference = REFERENCES[4]
-    result = solve(reference.model(), reference.point(), reference.eps, timeout=300)
-    assert result.status == "exact"
-    assert result.upper_bound == pytest.approx(reference.exact, rel=1e-8)
-
-
-def test_both_exact_methods_agree_on_a_convolution():
-    reference = REFERENCES[-1]
-    model, point = reference.model(), reference.point()
-    problem = make_problem(build_graph(model, tuple(point.shape)), point, reference.eps)
-    by_regions = lipbab_bounds(problem, timeout=20).class_upper_bounds.max()
-    options = MethodOptions(timeout=20)
-    prepared = Prepared(model, tuple(point.shape), method="lipmip", options=options)
-    by_program = prepared.bound(make_problem(prepared.graph, point, reference.eps))
-    assert by_program.upper_bound == pytest.approx(float(by_regions), rel=1e-5)
-    assert float(by_regions) < reference.crown_root
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_no_sampled_gradient_beats_an_upper_bound(case, dtype):
-    model = case.model(dtype)
-    graph = build_graph(model, case.input_shape)
-    for eps in (0.0, 0.05, 3.0):
-        problem = make_problem(graph, case.point(dtype), eps)
-        outcome = lipbab_bounds(problem, timeout=0.5)
-        norms = jacobians(model, points_in_box(problem.lower, problem.upper, 50))
-        assert bool((norms.abs().flatten(2).sum(2).amax(0) <= outcome.class_upper_bounds).all())
-
-
-def test_the_witness_is_a_true_gradient_in_the_box():
-    reference = REFERENCES[1]
-    model, point = reference.model(), reference.point()
-    result = solve(model, point, reference.eps)
-    assert float((result.witness - point).abs().max()) <= reference.eps * (1 + 1e-12)
-    norms = jacobian(model, result.witness).abs().sum(1)
-    assert result.lower_bound == pytest.approx(float(norms.max()), rel=1e-12)
 
 
 def test_the_time_limit_leaves_certified_bounds_that_fell():
