@@ -6,7 +6,6 @@ Example: python main.py --data digits --model simple_cnn_3layer --width 4 \\
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from argparse import Namespace
@@ -21,7 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data import DataSpec, continuous_features, data_spec, list_data, load_data
+from commands.monotonicity import certify_signs
+from commands.rows import line_of, row_of, settings_of, summary_of
+from data import DataSpec, data_spec, list_data, load_data
 from data.points import Choice, Points, points_of_data, points_of_file
 from lipschitz import (
     METHODS,
@@ -29,15 +30,12 @@ from lipschitz import (
     LipschitzResult,
     MethodOptions,
     Prepared,
-    build_graph,
     make_problem,
 )
-from lipschitz.applications.monotonicity import MonotonicityOptions, run_monotonicity, table
-from lipschitz.applications.sign_search import SignLimits
 from lipschitz.branching import HEURISTICS
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
-from lipschitz.methods import choose_engine, kind_of
+from lipschitz.methods import choose_engine
 from lipschitz.problem import INTERRUPTED
 from lipschitz.progress import ProgressBar, trace_to
 from lipschitz.searching import check_branching
@@ -58,10 +56,7 @@ from utils import (
     run_cli,
     set_seed,
     use_threads_that_pay,
-    versions,
 )
-
-_SCHEMA = 1
 
 
 def build_parser() -> Parser:
@@ -272,97 +267,6 @@ def print_clean_accuracy(args: Namespace, network: Network, points: Points | Non
     print(f"clean_acc {accuracy:.4f} ({len(points.x)} examples)")
 
 
-def settings_of(
-    args: Namespace, network: Network, prepared: Prepared, source: str
-) -> dict[str, Any]:
-    """Everything that a result depends on besides the example's number."""
-    weights = hashlib.sha256()
-    for name, tensor in network.model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.cpu().contiguous().numpy().tobytes())
-    optimized = args.method == "crown" and not args.no_optimize
-    searched: tuple[str, ...] = ()
-    if args.bab:
-        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps")
-        searched += ("batch_size", "max_domains")
-    elif METHODS[args.method].searches:
-        searched = ("timeout",)
-    return {
-        "data": source,
-        "model": network.spec.name,
-        "model_params": network.spec.params,
-        "load": args.load,
-        "weights": weights.hexdigest()[:12],
-        "cnn_to_mlp": args.cnn_to_mlp,
-        "method": "bab" if args.bab else args.method,
-        "engine": prepared.engine,
-        "search": {name: getattr(args, name) for name in searched},
-        "norm": "inf",
-        "eps": parse_eps(args.eps),
-        "std": args.std,
-        "input_clipping": args.input_clipping,
-        "classes": args.classes,
-        "margins": args.margins,
-        "optimize": optimized,
-        "ob_iteration": args.ob_iteration if optimized else None,
-        "ob_lr": args.ob_lr if optimized else None,
-        "tolerance": args.tolerance,
-        "device": prepared.graph.device.type,
-        "dtype": str(prepared.graph.dtype).removeprefix("torch."),
-        "seed": args.seed,
-    }
-
-
-def row_of(
-    result: LipschitzResult, settings: dict[str, Any], example: int, label: int | None
-) -> dict:
-    """The result as a row of the output file."""
-    return {
-        "schema": _SCHEMA,
-        "example": example,
-        "label": label,
-        **settings,
-        "kind": kind_of(result.method),
-        "upper_bound": _known(result.upper_bound),
-        "lower_bound": result.lower_bound,
-        "class_upper_bounds": [_known(bound) for bound in result.class_upper_bounds],
-        "root_upper_bound": _known(result.root_upper_bound),
-        "status": result.status,
-        "seconds": result.seconds,
-        "domains": result.domains,
-        "leaves_checked": result.leaves_checked,
-        "branch": result.branch,
-        "versions": versions(),
-    }
-
-
-def _known(bound: float) -> float | None:
-    """A bound for a row; None from a method that certifies none."""
-    return bound if bound < float("inf") else None
-
-
-def line_of(row: dict[str, Any], seconds: float) -> str:
-    """The line printed for an example."""
-    label = "-" if row["label"] is None else row["label"]
-    upper = "-" if row["upper_bound"] is None else f"{row['upper_bound']:.4f}"
-    return (
-        f"example {row['example']} label {label} upper {upper} lower {row['lower_bound']:.4f} "
-        f"status {row['status']} seconds {seconds:.2f}"
-    )
-
-
-def summary_of(rows: list[dict[str, Any]]) -> str:
-    """The last line: mean bound and mean seconds, as the paper's code prints them.
-
-    Where a method certifies no upper bound, the mean is that of lower bounds and marked so.
-    """
-    seconds = sum(row["seconds"] for row in rows) / len(rows)
-    certified = all(row["upper_bound"] is not None for row in rows)
-    side = "upper_bound" if certified else "lower_bound"
-    mean = sum(row[side] for row in rows) / len(rows)
-    return f"avg_lip {'' if certified else '>='}{mean:.2f} avg_time {seconds:.2f}"
-
-
 def bound_example(
     args: Namespace, prepared: Prepared, points: Points, index: int
 ) -> LipschitzResult:
@@ -388,36 +292,6 @@ def bound_example(
             sampling=Sampling(seed=args.seed),
             watch=lambda state: [seen(state) for seen in (show, watch) if seen is not None],
         )
-
-
-def certify_signs(args: Namespace, network: Network, points: Points, device: torch.device) -> None:
-    """Certify signs of features' effects (``--mono``) and print how often each was found."""
-    if args.features is not None:
-        features = {i: str(i) for i in numbers("--features", args.features, int)}
-    elif args.data is not None:
-        features = continuous_features(args.data, args.data_root)
-    else:
-        raise InputError("--features is missing: name the features by their numbers")
-    interval = (0.0, 1.0)
-    if args.data is not None:
-        facts = data_spec(args.data, network.input_shape)
-        mean, std = facts.normalisation(torch.float64)
-        interval = tuple((end - mean) / std for end in facts.pixel_range)
-    graph = build_graph(network.model.to(device), network.input_shape)
-    graph = graph.to(device, choose_dtype(args.dtype, network.model))
-    options = MonotonicityOptions(
-        features,
-        interval=interval,
-        eps=None if args.eps is None else points.radius,
-        classes=None if args.classes is None else numbers("--classes", args.classes, int),
-        limits=SignLimits(timeout=args.timeout),
-        optimize=not args.no_optimize,
-        csv=args.csv,
-        start=args.start,
-    )
-    with tqdm(total=len(points.x), desc="examples", disable=args.quiet or None) as bar:
-        signs = run_monotonicity(graph, points.x.to(device), options, lambda _: bar.update())
-    print(table(signs, features))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -459,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     if points is None:
         points = points_of_data(facts, network.input_shape, eps, choice, args.data_root)
     if args.mono:
-        certify_signs(args, network, points, device)
+        certify_signs(args, network.model, network.input_shape, points, device)
         return 0
 
     prepared = Prepared(
@@ -480,7 +354,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     widest = max(node.shape.numel() for node in prepared.graph.nodes)
     use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
-    settings = settings_of(args, network, prepared, points.source)
+    settings = settings_of(
+        args, network.model, network.spec, prepared, eps=eps, source=points.source
+    )
     done = {
         row.get("example"): row
         for row in (read_rows(args.output) if args.output else [])

@@ -40,6 +40,7 @@ ORDER = [
     "lipschitz.applications",
     "lipschitz",
     "train_model",
+    "commands",
     "main",
     "experiments",
 ]

@@ -1,0 +1,52 @@
+"""``main.py --mono``: certified signs of features' effects."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data import continuous_features, data_spec
+from data.points import Points
+from lipschitz import build_graph
+from lipschitz.applications.monotonicity import MonotonicityOptions, run_monotonicity, table
+from lipschitz.applications.sign_search import SignLimits
+from utils import InputError, choose_dtype, numbers
+
+
+def certify_signs(
+    args: Namespace,
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    points: Points,
+    device: torch.device,
+) -> None:
+    """Certify signs of features' effects (``--mono``) and print how often each was found."""
+    if args.features is not None:
+        features = {i: str(i) for i in numbers("--features", args.features, int)}
+    elif args.data is not None:
+        features = continuous_features(args.data, args.data_root)
+    else:
+        raise InputError("--features is missing: name the features by their numbers")
+    interval = (0.0, 1.0)
+    if args.data is not None:
+        facts = data_spec(args.data, input_shape)
+        mean, std = facts.normalisation(torch.float64)
+        interval = tuple((end - mean) / std for end in facts.pixel_range)
+    graph = build_graph(model.to(device), input_shape)
+    graph = graph.to(device, choose_dtype(args.dtype, model))
+    options = MonotonicityOptions(
+        features,
+        interval=interval,
+        eps=None if args.eps is None else points.radius,
+        classes=None if args.classes is None else numbers("--classes", args.classes, int),
+        limits=SignLimits(timeout=args.timeout),
+        optimize=not args.no_optimize,
+        csv=args.csv,
+        start=args.start,
+    )
+    with tqdm(total=len(points.x), desc="examples", disable=args.quiet or None) as bar:
+        signs = run_monotonicity(graph, points.x.to(device), options, lambda _: bar.update())
+    print(table(signs, features))
