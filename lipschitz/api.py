@@ -14,6 +14,7 @@ from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
 from lipschitz.methods import (
+    GLOBAL,
     METHODS,
     Bounder,
     MethodOptions,
@@ -146,10 +147,12 @@ class Prepared:
             outcome = run_bounder(self._bounder, problem)
             return outcome, outcome.found or sample_gradients(problem, sampling)
         except KeyboardInterrupt:
-            if not METHODS[self.method].searches:
+            method = METHODS[self.method]
+            if not method.searches:
                 raise
-            outcome = replace(outcome or interrupted_at_once(problem), status=INTERRUPTED)
-            return outcome, outcome.found or nothing_found(problem)
+            if outcome is None:
+                outcome = interrupted_at_once(problem, everywhere=method.scope == GLOBAL)
+            return replace(outcome, status=INTERRUPTED), outcome.found or nothing_found(problem)
 
 
 def local_lipschitz(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.global_norm import global_norm_bound
 from lipschitz.lower_bound import GradientNorms
 from lipschitz.native.interval import interval_norm_bound
 from lipschitz.problem import BOUND, INTERRUPTED, LocalProblem
@@ -53,7 +54,16 @@ def nothing_found(problem: LocalProblem) -> GradientNorms:
 
 
 @torch.no_grad()
-def interrupted_at_once(problem: LocalProblem) -> Outcome:
-    """The certified bounds, by interval arithmetic, of what Ctrl-C ended before it had any."""
-    bounds = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+def interrupted_at_once(problem: LocalProblem, *, everywhere: bool) -> Outcome:
+    """The certified bounds of what Ctrl-C ended before it had any of its own.
+
+    Args:
+        problem: What to bound.
+        everywhere: They have to hold for all inputs: the product of norms. In the box alone they
+            are those of interval arithmetic.
+    """
+    if everywhere:
+        bounds = global_norm_bound(problem.graph, problem.rows)
+    else:
+        bounds = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
     return Outcome(raise_upper_bound(bounds), nothing_found(problem), status=INTERRUPTED)

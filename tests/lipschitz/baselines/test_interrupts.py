@@ -16,7 +16,7 @@ import torch
 from cases import REFERENCE, REFERENCES, mlp
 from enumeration import exact_constants
 
-from lipschitz import MethodOptions, Prepared, build_graph, make_problem
+from lipschitz import MethodOptions, Prepared, api, build_graph, make_problem
 from lipschitz.baselines import lipbab
 from lipschitz.baselines.interrupts import interruptible
 
@@ -148,6 +148,42 @@ def test_forgotten_regions_are_caught():
             outcome, _ = interrupted_at(forgetful, line, lambda: forgetful(problem))
             bounds.append(float(outcome.class_upper_bounds.max()))
     assert min(bounds) < exact * (1 - 1e-3)
+
+
+@pytest.mark.parametrize(("method", "stand_in"), [("lipmip", "ibp"), ("lipsdp", "global")])
+def test_before_there_is_anything_a_simple_bound_stands_in(method, stand_in, monkeypatch):
+    """One that holds where the method's own would: in the box, or everywhere."""
+    if method == "lipsdp":
+        pytest.importorskip("cvxpy")
+    reference = REFERENCES[0]
+    prepared = Prepared(reference.model(), (16,), method=method)
+    problem = make_problem(prepared.graph, reference.point(), reference.eps)
+
+    def interrupted(problem):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepared, "_bounder", interrupted)
+    result = prepared.bound(problem)
+    simple = Prepared(prepared.graph, method=stand_in, engine="native").bound(problem)
+    assert result.status == "interrupted"
+    assert result.upper_bound == pytest.approx(simple.upper_bound)
+    assert (result.lower_bound, result.witness) == (0, None)
+
+
+def test_an_interrupt_while_gradients_are_sampled_keeps_the_bounds(monkeypatch):
+    pytest.importorskip("cvxpy")
+    reference = REFERENCES[0]
+    prepared = Prepared(reference.model(), (16,), method="lipsdp")
+    problem = make_problem(prepared.graph, reference.point(), reference.eps)
+    whole = prepared.bound(problem)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "sample_gradients", interrupted)
+    result = prepared.bound(problem)
+    assert result.status == "interrupted"
+    assert result.upper_bound == pytest.approx(whole.upper_bound, rel=1e-6)
 
 
 def test_methods_that_do_not_search_are_ended(monkeypatch):
