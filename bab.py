@@ -26,6 +26,7 @@ def branch_and_bound(
     witness: Tensor | None,
     limits: Limits | None = None,
     watch: Callable[[Progress], None] | None = None,
+    state: SearchState | None = None,
 ) -> SearchResult:
     """Search until the bounds meet or a limit is reached.
 
@@ -36,11 +37,12 @@ def branch_and_bound(
         lower_bound, witness: A norm attained at a point, and the point.
         limits: When to stop.
         watch: Called once per round with the state so far, and once at the end.
+        state: Where to go on from; a new search of ``bounding`` if None.
     """
     limits = limits or Limits()
     begin = time.perf_counter() if limits.begin is None else limits.begin
     with torch.no_grad():
-        search = SearchState(bounding, lower_bound, witness)
+        search = state or SearchState(bounding, lower_bound, witness)
         count, status = limits.batch_size, INTERRUPTED
         try:
             while True:
@@ -52,7 +54,7 @@ def branch_and_bound(
                 if upper <= threshold:
                     status = EXACT
                     break
-                if search.pool.largest() <= max(threshold, search.closed_bound):
+                if search.is_over(threshold):
                     status = DOMAIN_LIMIT if search.folded >= upper else BOUND
                     break
                 if now >= limits.timeout:

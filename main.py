@@ -106,6 +106,7 @@ def build_parser() -> Parser:
     bab.add_argument("--branch", default="auto", help="relu, input or auto (default auto)")
     bab.add_argument("--refresh", default="auto", help="recompute intervals: on, off or auto")
     bab.add_argument("--beta-steps", type=int, help="for multipliers of splits (default 8)")
+    bab.add_argument("--sdp", default="auto", help="semidefinite bounds: auto, always or never")
     bab.add_argument("--max-domains", type=int, help="open subdomains kept (default: by memory)")
     bab.add_argument("--trace", metavar="FILE.jsonl", help="append the bounds over time")
     mono = parser.add_argument_group("monotonicity")
@@ -208,6 +209,7 @@ def branching_of(args: Namespace) -> BranchOptions:
         branch=args.branch,
         refresh=args.refresh,
         beta_steps=args.beta_steps,
+        sdp=args.sdp,
     )
     check_branching(options, args.engine or "native")
     return options

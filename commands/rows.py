@@ -41,7 +41,7 @@ def settings_of(
     optimized = args.method == "crown" and not args.no_optimize
     searched: tuple[str, ...] = ()
     if args.bab:
-        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps")
+        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps", "sdp")
         searched += ("batch_size", "max_domains")
     elif METHODS[args.method].searches:
         searched = ("timeout",)

@@ -88,8 +88,15 @@ def gradient_norms(graph: Graph, points: Tensor, rows: Tensor) -> Tensor:
     return norms
 
 
-def sample_gradients(problem: LocalProblem, sampling: Sampling | None = None) -> GradientNorms:
+def sample_gradients(
+    problem: LocalProblem, sampling: Sampling | None = None, starts: Tensor | None = None
+) -> GradientNorms:
     """Largest true gradient norm per row found by sampling and projected ascent.
+
+    Args:
+        problem: The box and the rows.
+        sampling: How hard to look.
+        starts: More points of the box to look at and to climb from, [P, *input_shape].
 
     The norms are lowered by the rounding guard, so that they hold for the network in real
     arithmetic as far as the upper bounds do.
@@ -97,7 +104,7 @@ def sample_gradients(problem: LocalProblem, sampling: Sampling | None = None) ->
     sampling = sampling or Sampling()
     with torch.no_grad():
         best = _Best(problem)
-        for points in _start_points(problem, sampling):
+        for points in [*_start_points(problem, sampling), *([] if starts is None else [starts])]:
             best.update(points, sampling.points_at_once)
     if bool((problem.upper > problem.lower).any()):
         _ascend(problem, best, sampling)

@@ -25,6 +25,7 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
+from lipschitz.sdp.bound import SdpOptions, sdp_bounds
 from utils import InputError, suggest
 
 # Bounds one problem: upper bound per row, [R], or these and what else the method found.
@@ -135,6 +136,13 @@ def _fastlip(graph: Graph, options: MethodOptions) -> Bounder:
     return lambda problem: fastlip_bound(problem, memory_budget=options.memory_budget)
 
 
+def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
+    limits = SdpOptions(
+        timeout=options.timeout, memory_budget=options.memory_budget, seed=options.seed
+    )
+    return lambda problem: sdp_bounds(problem, limits)
+
+
 def _lipmip(graph: Graph, options: MethodOptions) -> Bounder:
     return lambda problem: lipmip_bounds(problem, timeout=options.timeout, seed=options.seed)
 
@@ -165,6 +173,11 @@ METHODS: dict[str, Method] = {
     "alpha": Method(
         "the same with slopes optimised for the Jacobian's norm, on the native engine",
         {"native": _alpha_native},
+    ),
+    "sdp": Method(
+        "semidefinite bound, nearly exact on wide boxes; of outputs that may hold the maximum",
+        {"native": _sdp},
+        searches=True,
     ),
     "ibp": Method(
         "interval bound propagation on the Jacobian",

@@ -21,12 +21,19 @@ class SearchState:
     Args:
         bounding: The engine's bounds and splits.
         lower_bound, witness: A norm attained at a point, and the point.
+        first: Subdomains to begin with; the bounding's root if None.
     """
 
-    def __init__(self, bounding: Bounding, lower_bound: float, witness: Tensor | None) -> None:
+    def __init__(
+        self,
+        bounding: Bounding,
+        lower_bound: float,
+        witness: Tensor | None,
+        first: Batch | None = None,
+    ) -> None:
         self.bounding = bounding
         self.lower_bound, self.witness = lower_bound, witness
-        first = bounding.root()
+        first = bounding.root() if first is None else first
         self.root_bounds = first.upper_bound.clone()
         self.pool = DomainPool(first)
         self.closed_rows = torch.full_like(self.root_bounds, -torch.inf)  # pruned or attained
@@ -42,6 +49,10 @@ class SearchState:
     def closed_bound(self) -> float:
         """Largest upper bound that no further search can lower."""
         return float(self.closed_rows.max())
+
+    def is_over(self, threshold: float) -> bool:
+        """Whether no open subdomain can change the upper bound, given the exactness threshold."""
+        return self.pool.largest() <= max(threshold, self.closed_bound)
 
     def progress(self, seconds: float, *, finished: bool = False) -> Progress:
         """The state for whoever watches."""
@@ -81,7 +92,10 @@ class SearchState:
         slots = self.pool.strongest(count, threshold)
         parents = self.pool.read(slots)
         cut = float(parents.upper_bound.min())
-        parents = self.look(self.bounding.refine(parents))
+        report = self.bounding.refine(parents, threshold)
+        parents = self.look(report)
+        if report.postponed is not None:
+            self._store(report.postponed, threshold)
         is_leaf = parents.choice < 0
         if bool(is_leaf.any()):
             left = self.look(self.bounding.settle(parents.take(is_leaf)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -21,6 +21,7 @@ class Report:
         programs: Linear programs solved.
         closed: Subdomains that need no more search although they are not shown to be empty:
             their bound is attained, or they cannot be split any further.
+        postponed: Open subdomains that are not to be split now.
     """
 
     subdomains: Batch
@@ -28,6 +29,11 @@ class Report:
     point_rows: Tensor
     programs: int = 0
     closed: Batch | None = None
+    postponed: Batch | None = None
+
+    def having(self, **changes: object) -> Report:
+        """The same with some fields replaced."""
+        return replace(self, **changes)
 
 
 class Bounding(Protocol):
@@ -35,13 +41,14 @@ class Bounding(Protocol):
 
     ``root`` gives one bounded subdomain per row; ``children`` splits every subdomain at its choice
     into parts that cover it and bounds them, never above their parents; ``refine`` may tighten
-    subdomains that have reached the top; ``settle`` checks leaves (choice -1); ``witness_norms`` is
+    subdomains that have reached the top, given the value below which they need no more;
+    ``settle`` checks leaves (choice -1); ``witness_norms`` is
     the true gradient's norm at points.
     """
 
     def root(self) -> Batch: ...
     def children(self, parents: Batch) -> Batch: ...
-    def refine(self, subdomains: Batch) -> Report: ...
+    def refine(self, subdomains: Batch, threshold: float = 0.0) -> Report: ...
     def settle(self, leaves: Batch) -> Report: ...
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor: ...
 

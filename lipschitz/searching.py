@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 import bab
 from lipschitz.branching import HEURISTICS, chooser
@@ -21,10 +22,14 @@ from lipschitz.native.interval import interval_norm_bound
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LipschitzResult, LocalProblem
 from lipschitz.rounding import raise_upper_bound
-from lipschitz.search_types import Bounding, Limits, Progress
+from lipschitz.sdp.bound import expected_seconds
+from lipschitz.sdp.portfolio import Portfolio
+from lipschitz.sdp.search import ProgramSearch
+from lipschitz.search_types import Bounding, Limits, Progress, SearchResult
 from utils import InputError
 
 BRANCHES = ("relu", "input", "auto")
+PROGRAMS = ("auto", "always", "never")
 _REFRESH = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
@@ -32,6 +37,10 @@ _TRIAL_SECONDS = 0.5
 # Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
 _BETA_STEPS = 8
 _POOL_BYTES = 2 * 2**30
+# Semidefinite programs come after this share of the time, for what linear bounds close at once,
+# and only if the first one is done before that share of it.
+_FIRST_LINEAR = 0.02
+_LONGEST_PROGRAM = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class BranchOptions:
             intervals; 0 leaves them out, None is 8 on the native engine.
         refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
             ``auto``: by cost.
+        sdp: Semidefinite bounds of subdomains: ``auto`` (as long as they gain more than splits),
+            ``always`` (for every subdomain that is split) or ``never``.
     """
 
     timeout: float = 60.0
@@ -60,6 +71,7 @@ class BranchOptions:
     branch: str = "auto"
     refresh: str = "auto"
     beta_steps: int | None = None
+    sdp: str = "auto"
 
     def having(self, **changes: object) -> BranchOptions:
         """The same with some options replaced."""
@@ -72,7 +84,11 @@ def check_branching(options: BranchOptions, engine: str) -> None:
     Raises:
         InputError: With what to use instead.
     """
-    for name, known in (("branch", BRANCHES), ("refresh", tuple(_REFRESH))):
+    for name, known in (
+        ("branch", BRANCHES),
+        ("refresh", tuple(_REFRESH)),
+        ("sdp", PROGRAMS),
+    ):
         if getattr(options, name) not in known:
             raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
     if options.heuristic is not None:
@@ -88,6 +104,8 @@ def check_branching(options: BranchOptions, engine: str) -> None:
             f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
             "engine bounds: use slope, area or babsr with auto_lirpa"
         )
+    if options.sdp == "always":
+        raise InputError("auto_lirpa's search has no semidefinite bounds: use engine native")
     if options.branch == "input" or options.refresh == "on" or options.beta_steps:
         raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
 
@@ -176,7 +194,7 @@ def bound_by_branching(
             witness=witness,
             seconds=time.perf_counter() - begin,
         )
-    result = bab.branch_and_bound(bounding, lower_bound, witness, limits, watch)
+    result = _search(problem, root, bounding, (lower_bound, witness), options, limits, watch)
     rows = torch.minimum(result.row_upper_bounds, root.class_upper_bounds)
     return replace(
         known,
@@ -191,6 +209,47 @@ def bound_by_branching(
         leaves_checked=result.leaves_checked,
         branch=branch,
     )
+
+
+def _search(
+    problem: LocalProblem,
+    root: RootBounds,
+    bounding: Bounding,
+    best: tuple[float, Tensor | None],
+    options: BranchOptions,
+    limits: Limits,
+    watch: Callable[[Progress], None] | None,
+) -> SearchResult:
+    """Branch and bound, with semidefinite programs where they are wanted and affordable.
+
+    Linear bounds alone come first, for a moment, since many problems need no more.
+    """
+    native = type(bounding) is NativeSearch and options.sdp != "never"
+    if not native or (
+        options.sdp == "auto"
+        and expected_seconds(problem, root) > _LONGEST_PROGRAM * options.timeout
+    ):
+        return bab.branch_and_bound(bounding, *best, limits, watch)
+    if options.sdp == "auto":
+        moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
+        result = bab.branch_and_bound(bounding, *best, moment, watch)
+        if result.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
+            return result
+        best = result.lower_bound, result.witness
+    remaining = limits.timeout - _elapsed(limits)
+    programs = ProgramSearch(bounding, time.monotonic() + remaining)
+    state = Portfolio(
+        programs,
+        bounding,
+        *best,
+        end=time.perf_counter() + remaining,
+        linear=options.sdp == "auto",
+    )
+    return bab.branch_and_bound(programs, *best, limits, watch, state)
+
+
+def _elapsed(limits: Limits) -> float:
+    return time.perf_counter() - limits.begin
 
 
 def _root_bounds(

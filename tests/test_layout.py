@@ -30,6 +30,7 @@ ORDER = [
     "lipschitz.baselines",
     "lipschitz.domain_pool",
     "lipschitz.search_state",
+    "lipschitz.sdp",
     "lipschitz.progress",
     "bab",
     "lipschitz.searching",

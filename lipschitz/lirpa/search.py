@@ -43,7 +43,7 @@ class LirpaSearch(NativeSearch):
         zeros = {i: like.new_zeros(1, *shape) for i, shape in self.layout.shapes.items()}
         lower = join({i: b.lower for i, b in norm.cotangents.items()}, batch, like)
         upper = join({i: b.upper for i, b in norm.cotangents.items()}, batch, like)
-        slopes = self._slopes(subdomains)
+        slopes = self.slopes(subdomains)
         ranges = {i: s.upper - s.lower for i, s in slopes.items()}
         is_open = (subdomains.preact_lower < 0) & (subdomains.preact_upper > 0)
         choice = self.choose(
@@ -68,7 +68,7 @@ class LirpaSearch(NativeSearch):
             choice=choice,
         )
 
-    def refine(self, subdomains: Subdomains) -> Report:
+    def refine(self, subdomains: Subdomains, threshold: float = 0.0) -> Report:
         """Nothing: every subdomain has had the whole bound already."""
         nothing = subdomains.row[:0]
         return Report(subdomains, self._inputs(subdomains.entry_lower[:0]), nothing)

@@ -101,7 +101,7 @@ class InputSearch:
         both.lower[at + count, parents.choice] = middle
         return self._bounded(both)
 
-    def refine(self, subdomains: Boxes) -> Report:
+    def refine(self, subdomains: Boxes, threshold: float = 0.0) -> Report:
         """The centres as candidates for witnesses; boxes are as tight as they get."""
         return Report(subdomains, self._centres(subdomains), subdomains.row)
 

@@ -127,7 +127,8 @@ class NativeSearch:
         """One subdomain per row of the problem: the whole box."""
         return self.first
 
-    def _slopes(self, subdomains: Subdomains) -> dict[int, Interval]:
+    def slopes(self, subdomains: Subdomains) -> dict[int, Interval]:
+        """Slope interval by activation node, [B, *shape]."""
         return slope_intervals(self.problem.graph, self._preacts(subdomains))
 
     def _preacts(self, subdomains: Subdomains) -> dict[int, Interval]:
@@ -143,7 +144,7 @@ class NativeSearch:
         """The cheap bound: intervals, upper bound (never above the given one) and next choice."""
         plan, layout = self.plan, self.layout
         subdomains = tighten_preacts(plan, layout, self.ancestors, self.intervals, subdomains)
-        slopes = self._slopes(subdomains)
+        slopes = self.slopes(subdomains)
         directions = self.problem.rows[subdomains.row]
         subdomains = tighten_cotangents(plan, layout, directions, slopes, subdomains)
         return self._bounded(subdomains, slopes)
@@ -177,7 +178,7 @@ class NativeSearch:
         """Both closed halves of every parent, bounded."""
         return self.evaluate(closed_halves(parents, self.table))
 
-    def refine(self, subdomains: Subdomains) -> Report:
+    def refine(self, subdomains: Subdomains, threshold: float = 0.0) -> Report:
         """CROWN bounds and a feasibility test for subdomains that have been split enough."""
         due = (subdomains.stale >= self.refresh_every) & (self.refresh_every > 0)
         if not bool(due.any()):
@@ -199,7 +200,7 @@ class NativeSearch:
             preact_upper=join({i: b.upper for i, b in preacts.items()}, batch, like),
             stale=torch.zeros_like(subdomains.stale),
         )
-        slopes = self._slopes(subdomains)
+        slopes = self.slopes(subdomains)
         norm = norm_bounds(
             self.plan,
             self.problem.rows[subdomains.row],

@@ -1,0 +1,1 @@
+"""The semidefinite bound: nearly exact where many neurons are unstable."""

@@ -1,0 +1,87 @@
+"""The bound that any multipliers give, and the only place where it is computed.
+
+Let Y be any moment matrix that the constraints of :mod:`lipschitz.sdp.program` allow; the true
+point ``y y^T`` is one. With multipliers ``d`` (``d_i >= 0`` except at the constant, where the
+constraint is an equality) and ``c >= 0`` put ``Z = diag(d) - O - sum_k c_k C_k``. Then
+
+    <O, Y> = <diag(d), Y> - sum_k c_k <C_k, Y> - <Z, Y>
+           <= sum_i d_i  +  trace(Y) max(0, -lambda_min(Z)),
+
+since ``<E_i, Y> <= 1``, ``<C_k, Y> >= 0`` and Y is positive semidefinite. The trace is at most N
+(for the l2 norm, where all of u shares one multiplier, 2 plus the number of t). So a badly solved
+program gives a loose bound, never a wrong one.
+
+Proved and trusted: ``lambda_min(Z) >= -delta`` is accepted only if a Cholesky factorisation of
+``Z + delta I`` runs to its end in float64, which proves ``lambda_min > -delta - m`` with
+``m = (N + 2) u / (1 - (N + 2) u) trace(Z + delta I)`` for the unit roundoff u (Rump 2006,
+"Verification of positive definiteness", BIT 46). What assembling Z rounds is bounded by the
+magnitudes of its terms and added to delta. Eigenvalue routines only propose delta. The intervals
+that scale the variables are those of bound propagation, with its own guards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipschitz.sdp.interior_point import Multipliers, Operator
+from lipschitz.sdp.program import Program
+
+_UNIT = 2.0**-53
+# Coefficients of the expressions have themselves been rounded, in float64.
+_RELATIVE_SLACK = 1e-10
+_ATTEMPTS = 40
+
+
+def certified_bound(program: Program, multipliers: Multipliers) -> Tensor:
+    """Upper bound of each program's value, [B]; infinity where no shift passed the test.
+
+    Args:
+        program: B programs.
+        multipliers: Any; those of inequalities that are negative count as 0.
+    """
+    operator = Operator(program, program.objective)
+    diagonal, product = multipliers.diagonal.clone(), multipliers.product.clamp(min=0)
+    diagonal[:, 1:] = diagonal[:, 1:].clamp(min=0)
+    stacked = torch.cat([diagonal, product], 1).nan_to_num(torch.inf)
+    finite = torch.isfinite(stacked).all(1)
+    stacked = torch.where(finite.unsqueeze(1), stacked, 0.0)
+    dual = operator.adjoint(stacked) - program.objective
+    terms = operator.magnitude(stacked) + program.objective.abs()
+    rounded = _UNIT * (program.products + 16) * terms.flatten(1).norm(dim=1)
+    shift = _proved_shift(dual, rounded)
+    trace = 2 + program.size - 1 - program.inputs if program.ball else program.size
+    bound = stacked[:, : operator.groups].sum(1) + trace * shift
+    bound = bound * (1 + _RELATIVE_SLACK)
+    return torch.where(finite, bound, torch.inf)
+
+
+def _proved_shift(dual: Tensor, rounded: Tensor) -> Tensor:
+    """A number s for which ``dual + s I`` is proved positive semidefinite, [B].
+
+    Args:
+        dual: As computed, [B, N, N].
+        rounded: How far, in operator norm, it may be from the true matrix, [B].
+    """
+    size = dual.shape[1]
+    unit = (size + 2) * _UNIT / (1 - (size + 2) * _UNIT)
+    eye = torch.eye(size, dtype=dual.dtype, device=dual.device)
+
+    def passes(matrix: Tensor) -> Tensor:
+        return torch.linalg.cholesky_ex(matrix)[1] == 0
+
+    delta = torch.zeros_like(rounded)
+    open_ = (~passes(dual)).nonzero()[:, 0]
+    if len(open_):
+        smallest = torch.linalg.eigvalsh(dual[open_])[:, 0]
+        delta[open_] = (-smallest).clamp(min=0) + 1e-12 * dual[open_].abs().amax((1, 2))
+    for _ in range(_ATTEMPTS):
+        if not len(open_):
+            break
+        good = passes(dual[open_] + delta[open_, None, None] * eye)
+        open_ = open_[~good]
+        delta[open_] = 2 * delta[open_] + torch.finfo(dual.dtype).tiny
+    trace = dual.diagonal(dim1=1, dim2=2).abs().sum(1) + size * delta
+    shift = delta + unit * trace + rounded
+    shift[open_] = torch.inf
+    return shift

@@ -1,0 +1,371 @@
+"""A primal-dual interior-point method for the programs, batched.
+
+The program is  max <O, Y>  subject to  <E_i, Y> <= 1 (equal for the constant),  <C_k, Y> >= 0,
+Y positive semidefinite. Its dual is
+
+    min  sum_i d_i   subject to   Z = diag(d) - O - sum_k c_k C_k  positive semidefinite,
+                                  d_i >= 0 except at the constant,  c_k >= 0.
+
+The method is the HKM direction (Helmberg, Rendl, Vanderbei, Wolkowicz 1996; Monteiro 1997) with
+Mehrotra's predictor and corrector. It starts from a strictly feasible dual point and never leaves
+the dual cone, so it can be stopped after any step with multipliers whose bound is certified
+(:mod:`lipschitz.sdp.certificate`); the primal iterate only steers. Each C_k is a product of two
+affine forms and the first has one variable, so the Schur complement costs a few matrix products.
+
+Shapes: B programs, N variables, K products, G <= N groups of variables that share a multiplier.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipschitz.sdp.program import Program
+
+_FRACTION_TO_BOUNDARY = 0.95
+_BACKTRACKING = 0.8
+_SMALLEST_STEP = 1e-3
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """A point of the dual, and the primal iterate that belongs to it.
+
+    Attributes:
+        diagonal: d by group, [B, G].
+        product: c, [B, K].
+        moments: Y, [B, N, N], or None; it need not be feasible.
+    """
+
+    diagonal: Tensor
+    product: Tensor
+    moments: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Multipliers:
+        """The same numbers in another precision."""
+        moments = None if self.moments is None else self.moments.to(dtype)
+        return Multipliers(self.diagonal.to(dtype), self.product.to(dtype), moments)
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """When to stop.
+
+    Attributes:
+        tolerance: Gap between dual and primal value, relative to ``scale``.
+        iterations: At most so many.
+        deadline: ``time.monotonic()`` to stop at.
+        stop_below: A program whose dual value falls below this is done, [B]; None for none.
+    """
+
+    tolerance: float = 1e-4
+    iterations: int = 40
+    deadline: float | None = None
+    stop_below: Tensor | None = None
+
+
+class Operator:
+    """The program's constraint matrices, applied without forming them."""
+
+    def __init__(self, program: Program, objective: Tensor) -> None:
+        self.program, self.objective = program, objective
+        self.variable = program.variable
+        batch, size = len(program), program.size
+        self.index = program.variable.unsqueeze(2).expand(-1, -1, size)
+        like = objective
+        if program.ball:
+            group = torch.arange(size, device=like.device)
+            group = torch.where(group <= 1, group, (group - program.inputs + 1).clamp(min=1))
+        else:
+            group = torch.arange(size, device=like.device)
+        self.group, self.groups = group, int(group.max()) + 1
+        self.present = (program.factor != 0).any(2)
+        self.batch, self.size = batch, size
+
+    def by_group(self, diagonal: Tensor) -> Tensor:
+        """Sums of [B, N] over groups, [B, G]."""
+        if not self.program.ball:
+            return diagonal
+        found = diagonal.new_zeros(len(diagonal), self.groups)
+        return found.index_add_(1, self.group, diagonal)
+
+    def products(self, weights: Tensor) -> Tensor:
+        """``sum_k weights_k C_k``, [B, N, N]."""
+        program = self.program
+        half = torch.zeros_like(self.objective)
+        if program.products:
+            weighted = (weights * program.scale / 2).unsqueeze(2) * program.factor
+            half.scatter_add_(1, self.index, weighted)
+            shifted = (weights * program.shift / 2).unsqueeze(1)
+            half[:, :1] += shifted @ program.factor
+        return half + half.mT
+
+    def magnitude(self, multipliers: Tensor) -> Tensor:
+        """The same sum as :meth:`adjoint` over magnitudes of all terms, [B, N, N]."""
+        p = self.program
+        plain = Operator(
+            replace(p, scale=p.scale.abs(), shift=p.shift.abs(), factor=p.factor.abs()),
+            self.objective,
+        )
+        found = plain.products(multipliers[:, self.groups :].abs())
+        found.diagonal(dim1=1, dim2=2).add_(multipliers[:, : self.groups][:, self.group].abs())
+        return found
+
+    def adjoint(self, multipliers: Tensor) -> Tensor:
+        """``diag(d) - sum_k c_k C_k`` for stacked (d, c), [B, G + K]."""
+        diagonal = multipliers[:, : self.groups][:, self.group]
+        found = -self.products(multipliers[:, self.groups :])
+        found.diagonal(dim1=1, dim2=2).add_(diagonal)
+        return found
+
+    def first(self, matrix: Tensor) -> Tensor:
+        """``matrix p_k`` for the first factors p_k, [B, N, K]."""
+        p = self.program
+        columns = matrix.gather(2, p.variable.unsqueeze(1).expand(-1, self.size, -1))
+        return columns * p.scale.unsqueeze(1) + matrix[:, :, :1] * p.shift.unsqueeze(1)
+
+    def first_rows(self, matrix: Tensor) -> Tensor:
+        """``p_k . matrix`` for a matrix [B, N, M]: [B, K, M]."""
+        p = self.program
+        rows = matrix.gather(1, p.variable.unsqueeze(2).expand(-1, -1, matrix.shape[2]))
+        return rows * p.scale.unsqueeze(2) + matrix[:, :1] * p.shift.unsqueeze(2)
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """``(<E_i, matrix>, -<C_k, matrix>)`` for a symmetric matrix, [B, G + K]."""
+        diagonal = self.by_group(matrix.diagonal(dim1=1, dim2=2))
+        if not self.program.products:
+            return diagonal
+        values = (self.first(matrix) * self.program.factor.mT).sum(1)
+        return torch.cat([diagonal, -values], 1)
+
+    def schur(self, primal: Tensor, inverse: Tensor) -> Tensor:
+        """``<A_k, primal A_l inverse>`` over all constraints, [B, G + K, G + K]."""
+        program, groups = self.program, self.groups
+        corner = primal * inverse
+        if program.ball:
+            onto = torch.nn.functional.one_hot(self.group, groups).to(corner)
+            corner = onto.T @ corner @ onto
+        if not program.products:
+            return corner
+        found = corner.new_empty(self.batch, groups + program.products, groups + program.products)
+        found[:, :groups, :groups] = corner
+        factor = program.factor
+        xp, wp = self.first(primal), self.first(inverse)
+        xq, wq = primal @ factor.mT, inverse @ factor.mT
+        mixed = (xp * wq + xq * wp) / -2
+        if program.ball:
+            mixed = onto.T @ mixed
+        found[:, :groups, groups:] = mixed
+        found[:, groups:, :groups] = mixed.mT
+        pxp, pxq, pwp, pwq = (self.first_rows(m) for m in (xp, xq, wp, wq))
+        block = pxq.mT * pwq
+        block += block.mT.clone()
+        block += (factor @ xq) * pwp
+        block += pxp * (factor @ wq)
+        found[:, groups:, groups:] = block / 4
+        return found
+
+
+def _step_length(matrix: Tensor, change: Tensor, start: Tensor) -> Tensor:
+    """Largest tried step that keeps ``matrix + step change`` positive definite, [B].
+
+    Args:
+        matrix, change: [B, N, N].
+        start: Step to begin with, [B].
+    """
+    step, accepted = start.clone(), torch.zeros_like(start, dtype=torch.bool)
+    while True:
+        left = (~accepted).nonzero()[:, 0]
+        trial = matrix[left] + step[left, None, None] * change[left]
+        info = torch.linalg.cholesky_ex(trial)[1]
+        accepted[left] = info == 0
+        left = left[info != 0]
+        step[left] *= _BACKTRACKING
+        step[left[step[left] < _SMALLEST_STEP]] = 0
+        accepted |= step == 0
+        if bool(accepted.all()):
+            return step
+
+
+def _linear_step(value: Tensor, change: Tensor, where: Tensor) -> Tensor:
+    """Largest step in [0, inf] that keeps ``value + step change`` at least 0, [B]."""
+    falling = where & (change < 0)
+    ratio = torch.where(falling, -value / torch.where(falling, change, -1.0), torch.inf)
+    return ratio.amin(1) if ratio.shape[1] else value.new_full((len(value),), torch.inf)
+
+
+def solve(
+    program: Program,
+    scale: Tensor,
+    options: SolveOptions | None = None,
+    watch: Callable[[Tensor], None] | None = None,
+) -> Multipliers:
+    """Multipliers whose bound is close to the program's optimum.
+
+    Args:
+        program: B programs.
+        scale: A positive number near each optimum, such as a linear bound, [B].
+        options: When to stop.
+        watch: Called once per iteration with the dual values so far, [B].
+
+    Returns:
+        The multipliers reached, of the program as it is (not divided by ``scale``).
+    """
+    options = options or SolveOptions()
+    solver = _Solver(program, program.objective / scale[:, None, None])
+    running = torch.arange(len(program), device=scale.device)
+    found_u, found_y = solver.multipliers.clone(), solver.primal.clone()
+    values = solver.value.clone()
+    for _ in range(options.iterations):
+        if options.deadline is not None and time.monotonic() > options.deadline:
+            break
+        solver.step()
+        better = solver.value <= values[running]
+        now = running[better]
+        found_u[now], found_y[now] = solver.multipliers[better], solver.primal[better]
+        values[now] = solver.value[better]
+        if watch is not None:
+            watch(values * scale)
+        done = (solver.gap <= options.tolerance) | solver.stuck
+        if options.stop_below is not None:
+            done |= solver.value * scale[running] < options.stop_below[running]
+        if bool(done.any()):
+            running = running[~done]
+            if not len(running):
+                break
+            solver = solver.take(~done)
+    groups = solver.operator.groups
+    found_u = found_u * scale.unsqueeze(1)
+    return Multipliers(found_u[:, :groups], found_u[:, groups:], found_y)
+
+
+class _Solver:
+    """The iterates of programs whose objective has been divided by a number near the optimum."""
+
+    def __init__(self, program: Program, objective: Tensor) -> None:
+        self.operator = operator = Operator(program, objective)
+        self.program = program
+        product = 0.02 * operator.present.to(objective)
+        base = -objective - operator.products(product)
+        # Strict diagonal dominance makes the first Z positive definite.
+        rest = base.abs().sum(2) - base.diagonal(dim1=1, dim2=2).abs()
+        needed = (rest - base.diagonal(dim1=1, dim2=2)).clamp(min=0) + 0.1 / operator.size
+        if program.ball:
+            diagonal = needed.new_zeros(len(program), operator.groups)
+            diagonal = diagonal.index_reduce_(1, operator.group, needed, "amax")
+        else:
+            diagonal = needed
+        self.multipliers = torch.cat([diagonal, product], 1)
+        self.right = torch.cat([torch.ones_like(diagonal), torch.zeros_like(product)], 1)
+        self.active = torch.cat([torch.ones_like(diagonal, dtype=torch.bool), operator.present], 1)
+        self.inequality = self.active.clone()
+        self.inequality[:, 0] = False
+        self.slack = self.inequality.to(objective)
+        eye = torch.eye(operator.size, dtype=objective.dtype, device=objective.device)
+        self.primal = eye.expand_as(objective).clone()
+        self.stuck = torch.zeros(len(program), dtype=torch.bool, device=objective.device)
+        self.gap = objective.new_full((len(program),), torch.inf)
+
+    @property
+    def value(self) -> Tensor:
+        """Dual value, [B]."""
+        return (self.multipliers * self.right).sum(1)
+
+    def take(self, which: Tensor) -> _Solver:
+        """The same with only some of the programs."""
+        other = object.__new__(_Solver)
+        other.program = self.program.take(which)
+        other.operator = Operator(other.program, self.operator.objective[which])
+        for name in ("multipliers", "right", "active", "inequality", "slack", "primal"):
+            setattr(other, name, getattr(self, name)[which])
+        other.stuck, other.gap = self.stuck[which], self.gap[which]
+        return other
+
+    def step(self) -> None:
+        """One predictor-corrector step of every program."""
+        op, u, slack = self.operator, self.multipliers, self.slack
+        dual = op.adjoint(u) - op.objective
+        root, info = torch.linalg.cholesky_ex(dual)
+        inverse = torch.cholesky_inverse(root)
+        safe_u = torch.where(self.inequality, u, 1.0)
+        count = self.inequality.sum(1) + op.size
+        mu = self._complementarity(dual, u, slack) / count
+        ratio = torch.where(self.inequality, slack / safe_u, 0.0)
+        matrix = op.schur(self.primal, inverse)
+        matrix = torch.where(
+            self.active.unsqueeze(1) & self.active.unsqueeze(2), matrix, torch.zeros_like(matrix)
+        )
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        regular = 500 * torch.finfo(mu.dtype).eps
+        diagonal.add_(torch.where(self.active, ratio, 1.0) + regular * diagonal)
+        factor, factor_info = torch.linalg.cholesky_ex(matrix)
+        centre = op.forward(inverse) + torch.where(self.inequality, 1 / safe_u, 0.0)
+
+        def direction(
+            target: Tensor, second_order: tuple[Tensor, Tensor] | None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            right = target.unsqueeze(1) * centre - self.right
+            if second_order is not None:
+                right = right - op.forward(second_order[0]) - second_order[1]
+            du = torch.cholesky_solve((right * self.active).unsqueeze(2), factor).squeeze(2)
+            du = du * self.active
+            dz = op.adjoint(du)
+            product = self.primal @ dz @ inverse
+            dx = target[:, None, None] * inverse - self.primal - (product + product.mT) / 2
+            ds = torch.where(
+                self.inequality, target.unsqueeze(1) / safe_u - slack - ratio * du, 0.0
+            )
+            if second_order is not None:
+                dx, ds = dx - second_order[0], ds - second_order[1]
+            return du, dz, dx, ds
+
+        def steps(
+            du: Tensor, dz: Tensor, dx: Tensor, ds: Tensor, fraction: float
+        ) -> tuple[Tensor, Tensor]:
+            one = torch.ones_like(mu)
+            primal = torch.minimum(one, fraction * _linear_step(slack, ds, self.inequality))
+            multiplier = torch.minimum(one, fraction * _linear_step(u, du, self.inequality))
+            return (
+                _step_length(self.primal, dx, primal),
+                _step_length(dual, dz, multiplier),
+            )
+
+        du, dz, dx, ds = direction(torch.zeros_like(mu), None)
+        primal_step, dual_step = steps(du, dz, dx, ds, 1.0)
+        ahead = self._complementarity(
+            dual + dual_step[:, None, None] * dz,
+            u + dual_step.unsqueeze(1) * du,
+            slack + primal_step.unsqueeze(1) * ds,
+            self.primal + primal_step[:, None, None] * dx,
+        )
+        centring = ((ahead / count / mu).clamp(min=0) ** 2).clamp(1e-4, 0.8)
+        product = dx @ dz @ inverse
+        second_order = (
+            (product + product.mT) / 2,
+            torch.where(self.inequality, du * ds / safe_u, 0.0),
+        )
+        du, dz, dx, ds = direction(centring * mu, second_order)
+        primal_step, dual_step = steps(du, dz, dx, ds, _FRACTION_TO_BOUNDARY)
+        failed = (info != 0) | (factor_info != 0) | ~torch.isfinite(du).all(1)
+        failed |= ~torch.isfinite(dx).flatten(1).all(1)
+        primal_step = torch.where(failed, 0.0, _FRACTION_TO_BOUNDARY * primal_step)
+        dual_step = torch.where(failed, 0.0, _FRACTION_TO_BOUNDARY * dual_step)
+        clean = (~failed)[:, None, None]
+        self.primal = self.primal + primal_step[:, None, None] * torch.where(clean, dx, 0.0)
+        self.slack = slack + primal_step.unsqueeze(1) * torch.where(clean[:, 0], ds, 0.0)
+        self.multipliers = u + dual_step.unsqueeze(1) * torch.where(clean[:, 0], du, 0.0)
+        self.gap = self._complementarity(
+            op.adjoint(self.multipliers) - op.objective, self.multipliers, self.slack
+        )
+        self.stuck = failed | ((primal_step == 0) & (dual_step == 0))
+
+    def _complementarity(
+        self, dual: Tensor, u: Tensor, slack: Tensor, primal: Tensor | None = None
+    ) -> Tensor:
+        """``<Y, Z> + sum of multiplier times slack``: the gap, if the primal is feasible, [B]."""
+        primal = self.primal if primal is None else primal
+        return (primal * dual).sum((1, 2)) + (u * slack * self.inequality).sum(1)

@@ -1,0 +1,169 @@
+"""Branch and bound with programs and with linear bounds, each for as long as it gains more.
+
+Two searches cover the box: one solves a semidefinite program for every subdomain that reaches the
+top, the other splits with linear bounds. Both bound the same maximum, so the smaller of their upper
+bounds holds, and they share every witness. The programs begin, since near the root they are better
+by factors. The linear search then sets out from the subdomains that the programs have left open,
+with the bounds they have there, so nothing that has been ruled out is looked at again. From then on
+the time goes to whichever is expected to have the smaller bound in the end: best-first searches
+gain about as much in every doubling of their time, so each is extrapolated from its latest one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from torch import Tensor
+
+from lipschitz.native.search import NativeSearch
+from lipschitz.sdp.search import ProgramSearch
+from lipschitz.search_state import SearchState
+from lipschitz.search_types import Progress, SearchResult
+
+# Share of the time that the programs get before the linear search sets out.
+_FIRST_SHARE = 0.05
+
+
+class _Course:
+    """Upper bound of one search against the time it has had."""
+
+    def __init__(self, upper_bound: float) -> None:
+        self.seconds = 0.0
+        self.points = [(0.0, upper_bound)]
+
+    def note(self, seconds: float, upper_bound: float) -> None:
+        """The search has run for some more time and its bound is now this."""
+        self.seconds += seconds
+        self.points.append((self.seconds, upper_bound))
+
+    def expected(self, remaining: float) -> float:
+        """Its bound if it gets all the remaining time."""
+        now = self.points[-1][1]
+        then = next(bound for t, bound in reversed(self.points) if t <= self.seconds / 2)
+        doublings = math.log2((self.seconds + remaining) / max(self.seconds, 1e-9))
+        return now - (then - now) * doublings
+
+
+class Portfolio:
+    """The state of both searches, with the interface of :class:`SearchState`.
+
+    Args:
+        programs: The search by programs.
+        native: The linear one.
+        lower_bound, witness: A norm attained at a point, and the point.
+        end: ``time.perf_counter()`` at which time is up.
+        linear: Whether linear bounds may take over.
+    """
+
+    def __init__(
+        self,
+        programs: ProgramSearch,
+        native: NativeSearch,
+        lower_bound: float,
+        witness: Tensor | None,
+        *,
+        end: float,
+        linear: bool = True,
+    ) -> None:
+        self.by_programs = SearchState(programs, lower_bound, witness)
+        self.by_splits: SearchState | None = None
+        self.native, self.may_split = native, linear
+        self.end = end
+        self.first_seconds = _FIRST_SHARE * max(end - time.perf_counter(), 0.0)
+        self.courses = [_Course(self.by_programs.upper_bound)]
+
+    @property
+    def _states(self) -> list[SearchState]:
+        return [s for s in (self.by_programs, self.by_splits) if s is not None]
+
+    @property
+    def upper_bound(self) -> float:
+        """Certified upper bound of the maximum over all rows."""
+        return min(state.upper_bound for state in self._states)
+
+    @property
+    def lower_bound(self) -> float:
+        """Largest norm attained at a point."""
+        return max(state.lower_bound for state in self._states)
+
+    @property
+    def domains(self) -> int:
+        """Subdomains bounded by either."""
+        return sum(state.domains for state in self._states)
+
+    def progress(self, seconds: float, *, finished: bool = False) -> Progress:
+        """The state for whoever watches."""
+        open_ = sum(len(state.pool) for state in self._states)
+        return Progress(seconds, self.upper_bound, self.lower_bound, self.domains, open_, finished)
+
+    def is_over(self, threshold: float) -> bool:
+        """Whether one of the searches has nothing left to do."""
+        return any(state.is_over(threshold) for state in self._states)
+
+    @property
+    def folded(self) -> float:
+        """Upper bound of what the search that is ahead has given up."""
+        return min(self._states, key=lambda state: state.upper_bound).folded
+
+    def round(self, count: int, threshold: float) -> None:
+        """One round of the search that is expected to be ahead in the end."""
+        begin = time.perf_counter()
+        which = self._next(begin)
+        state = self._states[which]
+        state.round(count, threshold)
+        self.courses[which].note(time.perf_counter() - begin, state.upper_bound)
+        best = max(self._states, key=lambda s: s.lower_bound)
+        for other in self._states:
+            other.lower_bound, other.witness = best.lower_bound, best.witness
+
+    def fold(self, max_domains: int) -> None:
+        """Give up the weakest subdomains of each search beyond the limit."""
+        for state in self._states:
+            state.fold(max_domains)
+
+    def _next(self, now: float) -> int:
+        """0 for programs, 1 for linear bounds."""
+        programs = self.courses[0]
+        if not self.may_split or programs.seconds < self.first_seconds:
+            return 0
+        if self.by_splits is None:
+            self.by_splits = self._set_out()
+            self.courses.append(_Course(self.by_splits.upper_bound))
+        splits = self.courses[1]
+        if splits.seconds < 2 * self.first_seconds:
+            return 1
+        remaining = max(self.end - now, 0.0)
+        return int(splits.expected(remaining) <= programs.expected(remaining))
+
+    def _set_out(self) -> SearchState:
+        """The linear search on the subdomains that the programs have left open."""
+        state = self.by_programs
+        slots = state.pool.strongest(len(state.pool), float("-inf"))
+        search: ProgramSearch = state.bounding
+        other = SearchState(
+            self.native,
+            state.lower_bound,
+            state.witness,
+            search.linear(state.pool.read(slots)),
+        )
+        other.root_bounds, other.closed_rows = state.root_bounds, state.closed_rows.clone()
+        other.folded = state.folded
+        return other
+
+    def result(self, status: str) -> SearchResult:
+        """The certified bounds reached so far, row by row the smaller."""
+        results = [state.result(status) for state in self._states]
+        best = min(results, key=lambda result: result.upper_bound)
+        rows = best.row_upper_bounds
+        for result in results:
+            rows = rows.minimum(result.row_upper_bounds)
+        return SearchResult(
+            best.upper_bound,
+            self.lower_bound,
+            rows,
+            self.by_programs.witness,
+            status,
+            self.domains,
+            sum(result.leaves_checked for result in results),
+        )
