@@ -43,6 +43,17 @@ ORDER = [
     "train_model",
     "commands",
     "main",
+    "experiments.machine",
+    "experiments.jobs",
+    "experiments.ledger",
+    "experiments.workers",
+    "experiments.slurm",
+    "experiments.parallel",
+    "experiments.rows",
+    "experiments.tables",
+    "experiments.figures",
+    "experiments.report",
+    "experiments.stand_in",
     "experiments",
 ]
 

@@ -1,0 +1,218 @@
+"""Rows of main.py and notes on what has no row, as one table of means.
+
+Rows that :mod:`experiments.parallel` collected bear the names of their method and network; for
+those that main.py wrote by itself the names are made from its settings.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils import InputError, read_rows
+
+# What stands in a table for the same thing said at more length: another norm, made comparable.
+_LABELS = {
+    "lipsdp": "lipsdp (global L2 x sqrt(D))",
+    "eclipse": "eclipse (global L2 x sqrt(D))",
+    "bab_paper": "bab (paper's)",
+}
+# From loose to tight, roughly; methods that are not here come after them.
+METHOD_ORDER = (
+    "global",
+    "lipsdp (global L2 x sqrt(D))",
+    "eclipse (global L2 x sqrt(D))",
+    "ibp",
+    "fastlip",
+    "recurjac",
+    "crown",
+    "alpha",
+    "sdp",
+    "lipmip",
+    "lipbab",
+    "bab (paper's)",
+    "bab",
+    "sampling",
+)
+GROUP = ["data", "network", "method", "eps"]
+_NAMED_SIZE = re.compile(r"(?P<family>.*\b(?P<axis>width|depth))[ =](?P<size>\d+)(?P<rest>.*)")
+# These make another result of the same example, when rows do not name their run.
+_SETTINGS = ["weights", "engine", "optimize"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report is made of.
+
+    Attributes:
+        means: A line per network, method and radius, see :func:`summarise`.
+        reasons: Data, network, method, radius and why some or all examples have no row.
+        signs: Rows of monotonicity runs.
+        machines: What the rows were computed on.
+        versions: Package -> versions seen.
+    """
+
+    means: pd.DataFrame
+    reasons: list[tuple[str, str, str, float, str]]
+    signs: list[dict[str, Any]]
+    machines: list[str]
+    versions: dict[str, list[str]]
+
+
+def read_results(paths: list[str], only: set[str] | None = None) -> Results:
+    """All rows of all files; the notes beside each file of rows.
+
+    Args:
+        paths: Files of rows; ``notes.jsonl`` in the same folder is read too.
+        only: Names of the jobs whose rows and notes are meant, None for all.
+
+    Raises:
+        InputError: A file is missing, or there is no row.
+    """
+    rows, notes = [], []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file of rows; main.py --output makes one")
+        rows += read_rows(path)
+        notes += read_rows(path.with_name("notes.jsonl"))
+    if only is not None:
+        rows = [row for row in rows if row.get("job") in only]
+        notes = [note for note in notes if note["job"] in only]
+    if not rows:
+        raise InputError("the files hold no rows: run main.py with --output first")
+    signs = [row for row in rows if "signs" in row]
+    bounds = [row for row in rows if "signs" not in row]
+    done = {row.get("job") for row in rows}
+    notes = [note for note in notes if note["job"] not in done]
+    table = named(bounds)
+    versions: dict[str, list[str]] = {}
+    for row in rows:
+        for package, version in (row.get("versions") or {}).items():
+            seen = versions.setdefault(package, [])
+            if version is not None and version not in seen:
+                seen.append(version)
+    machines = dict.fromkeys(row["machine"] for row in rows if row.get("machine"))
+    reasons = _reasons(notes, table)
+    return Results(with_dashes(summarise(table), reasons), reasons, signs, list(machines), versions)
+
+
+def named(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line per example and setting, the last one written winning, with the names of tables."""
+    table = pd.DataFrame(rows, columns=sorted({key for row in rows for key in row}) or GROUP)
+    if table.empty:
+        return table
+    for column in ("run", "network", "job"):
+        if column not in table:
+            table[column] = None
+    table["data"] = table["data"].map(lambda data: str(data).partition(".npz")[0])
+    table["upper_bound"] = pd.to_numeric(table["upper_bound"])
+    made = table["model"] + "(" + table["model_params"].map(_arguments) + ")"
+    table["network"] = table["network"].where(table["network"].notna(), made)
+    engines = table.groupby("method")["engine"].transform("nunique")
+    method = table["method"].where(engines == 1, table["method"] + " on " + table["engine"])
+    table["method"] = table["run"].where(table["run"].notna(), method).map(label)
+    return table.drop_duplicates([*GROUP, "example", *_SETTINGS], keep="last")
+
+
+def label(run: str) -> str:
+    """The name of a method in tables and figures."""
+    return _LABELS.get(run, run)
+
+
+def _arguments(params: dict[str, Any] | None) -> str:
+    return ", ".join(f"{name}={value}" for name, value in (params or {}).items())
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the examples of each network, method and radius, in the rows' order.
+
+    Returns:
+        Columns: data, network, method, eps (pixels), examples, mean upper and lower bound (per
+        unit of normalised input), their ratio, how many are exact, how many were stopped by a
+        limit of time or of subdomains, mean seconds.
+    """
+    if rows.empty:
+        return pd.DataFrame(columns=[*GROUP, *_MEANS])
+    table = rows.groupby(GROUP, sort=False).agg(**_MEANS_OF).reset_index()
+    table.insert(7, "ratio", table["upper_bound"] / table["lower_bound"])
+    return _in_order(table)
+
+
+def _count(*words: str) -> Any:
+    return lambda status: int(status.isin(words).sum())
+
+
+_MEANS_OF = {
+    "examples": ("example", "size"),
+    "upper_bound": ("upper_bound", lambda bounds: bounds.mean(skipna=False)),
+    "lower_bound": ("lower_bound", "mean"),
+    "exact": ("status", _count("exact")),
+    "timeouts": ("status", _count("timeout", "domain_limit", "interrupted")),
+    "seconds": ("seconds", "mean"),
+}
+_MEANS = ["examples", "upper_bound", "lower_bound", "ratio", "exact", "timeouts", "seconds"]
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Networks as they first came, narrow ones first, radii growing, methods from loose to tight.
+
+    Workers finish in any order; a table must not depend on it.
+    """
+    networks = dict.fromkeys(table["network"])
+    families = list(dict.fromkeys((size_of(network) or (network,))[0] for network in networks))
+
+    def place(network: str) -> tuple[int, int]:
+        family, _, size = size_of(network) or (network, "", 0)
+        return families.index(family), size
+
+    methods = [method for method in METHOD_ORDER if method in set(table["method"])]
+    methods += [m for m in dict.fromkeys(table["method"]) if m not in METHOD_ORDER]
+    keys = [
+        (*place(network), eps, methods.index(method))
+        for network, eps, method in table[["network", "eps", "method"]].itertuples(index=False)
+    ]
+    order = sorted(range(len(table)), key=keys.__getitem__)
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _reasons(
+    notes: list[dict[str, Any]], rows: pd.DataFrame
+) -> list[tuple[str, str, str, float, str]]:
+    """Why there is no row, once per network, method, radius and reason."""
+    data_of = {} if rows.empty else dict(zip(rows["network"], rows["data"], strict=True))
+    reasons = []
+    for note in notes:
+        if note.get("eps") is not None:
+            eps = float(Fraction(note["eps"]))
+            data = data_of.get(note["network"], "-")
+            reasons.append((data, note["network"], label(note["run"]), eps, note["reason"]))
+    return list(dict.fromkeys(reasons))
+
+
+def with_dashes(
+    means: pd.DataFrame, reasons: list[tuple[str, str, str, float, str]]
+) -> pd.DataFrame:
+    """The means with a line of nothing for each method that did not run on a network."""
+    have = {tuple(line) for line in means[GROUP].itertuples(index=False)}
+    lacking = dict.fromkeys(reason[:4] for reason in reasons if reason[:4] not in have)
+    if not lacking:
+        return means
+    dashes = pd.DataFrame(list(lacking), columns=GROUP)
+    dashes = dashes.assign(examples=0).reindex(columns=means.columns)
+    return _in_order(pd.concat([means, dashes], ignore_index=True) if len(means) else dashes)
+
+
+def size_of(network: str) -> tuple[str, str, int] | None:
+    """Family, axis (width or depth) and size in a network's name, None if it has none.
+
+    Example: 'MLP, width 32' is ('MLP, width', 'width', 32).
+    """
+    match = _NAMED_SIZE.fullmatch(network)
+    if match is None:
+        return None
+    return match["family"] + match["rest"], match["axis"], int(match["size"])
