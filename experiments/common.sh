@@ -138,7 +138,7 @@ bound() {  # name of the network: every method, radius and example on the networ
 trace_args() {  # network method eps example: the course of searches on the widest box
     if [[ " ${FLAGS[$2]-} " == *" --bab "* && "$3" == "${setting[eps]##* }" && "$4" == 0 ]]; then
         # split into words by the caller, so without blanks
-        echo "--trace $out/traces/$(tr -cs '[:alnum:].' '_' <<<"$1, eps $3 ")@$2.jsonl"
+        echo "--trace $out/traces/$(tr '/' ':' <<<"$1, eps $3" | tr -cs '[:alnum:].:' '_')@$2.jsonl"
     fi
 }
 

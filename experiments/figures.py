@@ -21,8 +21,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8", "H")
 _LINES = ("-", "--", "-.")
 _MOST_COLUMNS, _PANEL, _MOST_TICKS = 3, (3.9, 3.1), 8
+_WIDE = 5  # from this ratio on an axis is logarithmic
 _BOUND = "Linf local Lipschitz constant\n(per unit of normalised input)"
-_TRUE = {"color": "black", "linestyle": ":", "marker": ".", "label": "true gradients (below)"}
+_TRUE = {
+    "color": "black",
+    "linestyle": ":",
+    "marker": ".",
+    "label": "true gradients (below)",
+    "zorder": 1,
+}
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -144,7 +151,7 @@ def draw_traces(paths: Sequence[str], output: Path) -> None:
             axis.step(
                 course["seconds"], course["lower_bound"], color=colour, where="post", linestyle="--"
             )
-        axis.set_title(textwrap.fill(instance.replace("_", " "), 44), fontsize=9)
+        axis.set_title(textwrap.fill(instance.replace("_", " ").replace(":", "/"), 44), fontsize=9)
         axis.set_xscale("symlog", linthresh=0.1)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
@@ -165,7 +172,7 @@ def _lines(axis: Any, panel: pd.DataFrame, x: str, y: str) -> None:
             axis.plot(exact[x], exact[y], **filled)
     if y == "upper_bound":
         axis.plot([], [], "o", color="gray", label="filled: exact on all examples")
-    if (known[y] > 0).all():
+    if (known[y] > 0).all() and known[y].max() > _WIDE * known[y].min():
         axis.set_yscale("log")
         _plain_numbers(axis.yaxis, axis.get_ylim())
 
@@ -181,7 +188,8 @@ def _bars(axis: Any, panel: pd.DataFrame) -> None:
     axis.axvline(panel["lower_bound"].max(), **{**_TRUE, "marker": None})
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize=7)
-    if (known["upper_bound"] > 0).all():
+    bounds = known["upper_bound"]
+    if (bounds > 0).all() and bounds.max() > _WIDE * bounds.min():
         axis.set_xscale("log")
         _plain_numbers(axis.xaxis, axis.get_xlim())
     axis.set_xlim(right=axis.get_xlim()[1] * 2)  # room for the numbers
