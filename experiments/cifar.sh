@@ -9,8 +9,8 @@ begin cifar "CIFAR-10" "$@"
 for depth in 4 6; do
     if $smoke; then
         stand_in --model "cnn_${depth}layer_stride1_padding0" \
-            --model-params in_ch=3,in_dim=10,width=4,linear_size=16
-        bound "stand-in for CIFAR-10: CNN, $depth layers, 4 channels, 3 outputs, digits scaled to 3x10x10"
+            --model-params in_ch=3,in_dim=9,width=4,linear_size=16
+        bound "stand-in for CIFAR-10: CNN, $depth layers, 4 channels, 3 outputs, digits scaled to 3x9x9"
     else
         train --data CIFAR --model "cnn_${depth}layer_stride1_padding0"
         bound "CIFAR-10 CNN, $depth layers"

@@ -10,8 +10,8 @@ if $smoke; then
     stand_in --model mnist_mlp_3layer --model-params "width=${setting[sizes]}"
     bound "stand-in for the MNIST MLP(20): MLP(${setting[sizes]}), 3 outputs, digits scaled to 28x28"
     stand_in --model cnn_4layer_stride1_padding0 \
-        --model-params in_ch=1,in_dim=10,width=4,linear_size=16
-    bound "stand-in for the MNIST CNN: 4 layers, 4 channels, 3 outputs, digits scaled to 10x10"
+        --model-params in_ch=1,in_dim=9,width=4,linear_size=16
+    bound "stand-in for the MNIST CNN: 4 layers, 4 channels, 3 outputs, digits scaled to 9x9"
 else
     for width in ${setting[sizes]:-20}; do
         train --data MNIST --model mnist_mlp_3layer --width "$width"
