@@ -19,14 +19,14 @@ from utils import InputError, read_rows
 # What stands in a table for the same thing said at more length: another norm, made comparable.
 _LABELS = {
     "lipsdp": "lipsdp (global L2 x sqrt(D))",
-    "eclipse": "eclipse (global L2 x sqrt(D))",
+    "eclipse": "eclipse (local L2 x sqrt(D))",
     "bab_paper": "bab (paper's)",
 }
 # From loose to tight, roughly; methods that are not here come after them.
 METHOD_ORDER = (
     "global",
     "lipsdp (global L2 x sqrt(D))",
-    "eclipse (global L2 x sqrt(D))",
+    "eclipse (local L2 x sqrt(D))",
     "ibp",
     "fastlip",
     "recurjac",

@@ -46,7 +46,7 @@ def make_executor(folder: Path, options: dict[str, Any], at_once: int) -> Any:
         InputError: No submitit, no Slurm, or an option that submitit does not take.
     """
     if importlib.util.find_spec("submitit") is None:
-        raise InputError("--slurm needs submitit: pip install -r requirements-extra.txt")
+        raise InputError("--slurm needs submitit: ./setup.sh --extra")
     import submitit  # optional: only here
 
     options = dict(options)
