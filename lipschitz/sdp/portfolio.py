@@ -6,7 +6,7 @@ bounds holds, and they share every witness. The programs begin, since near the r
 by factors. The linear search then sets out from the subdomains that the programs have left open,
 with the bounds they have there, so nothing that has been ruled out is looked at again. From then on
 the time goes to whichever is expected to have the smaller bound in the end: best-first searches
-gain about as much in every doubling of their time, so each is extrapolated from its latest one.
+gain a little less in every doubling of their time, so each is extrapolated from its latest one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from lipschitz.search_types import Progress, SearchResult
 
 # Share of the time that the programs get before the linear search sets out.
 _FIRST_SHARE = 0.05
+# What a search gains in a doubling of its time over what it gained in the one before, as measured
+# on MLPs of width 64 and 128 (0.6 to 0.75 for both searches).
+_DECAY = 0.7
 
 
 class _Course:
@@ -42,7 +45,7 @@ class _Course:
         now = self.points[-1][1]
         then = next(bound for t, bound in reversed(self.points) if t <= self.seconds / 2)
         doublings = math.log2((self.seconds + remaining) / max(self.seconds, 1e-9))
-        return now - (then - now) * doublings
+        return now - (then - now) * _DECAY * (1 - _DECAY**doublings) / (1 - _DECAY)
 
 
 class Portfolio:
