@@ -22,7 +22,7 @@ from lipschitz.native.interval import interval_norm_bound
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LipschitzResult, LocalProblem
 from lipschitz.rounding import raise_upper_bound
-from lipschitz.sdp.bound import expected_seconds
+from lipschitz.sdp.boxes import programs_at_once, seconds_per_step
 from lipschitz.sdp.portfolio import Portfolio
 from lipschitz.sdp.search import ProgramSearch
 from lipschitz.search_types import Bounding, Limits, Progress, SearchResult
@@ -41,6 +41,7 @@ _POOL_BYTES = 2 * 2**30
 # and only if the first one is done before that share of it.
 _FIRST_LINEAR = 0.02
 _LONGEST_PROGRAM = 0.5
+_STEPS_OF_A_PROGRAM = 13
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,7 @@ def _search(
 
     Linear bounds alone come first, for a moment, since many problems need no more.
     """
-    native = type(bounding) is NativeSearch and options.sdp != "never"
-    if not native or (
-        options.sdp == "auto"
-        and expected_seconds(problem, root) > _LONGEST_PROGRAM * options.timeout
-    ):
+    if type(bounding) is not NativeSearch or not _solves_programs(problem, root, options):
         return bab.branch_and_bound(bounding, *best, limits, watch)
     if options.sdp == "auto":
         moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
@@ -246,6 +243,16 @@ def _search(
         linear=options.sdp == "auto",
     )
     return bab.branch_and_bound(programs, *best, limits, watch, state)
+
+
+def _solves_programs(problem: LocalProblem, root: RootBounds, options: BranchOptions) -> bool:
+    """Whether programs are wanted, fit into memory and, unless demanded, into the time."""
+    if options.sdp == "never" or not programs_at_once(problem, root):
+        return False
+    if options.sdp == "always":
+        return True
+    seconds = _STEPS_OF_A_PROGRAM * seconds_per_step(problem, root)
+    return seconds <= _LONGEST_PROGRAM * options.timeout
 
 
 def _elapsed(limits: Limits) -> float:

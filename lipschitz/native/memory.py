@@ -17,17 +17,23 @@ _CPU_CHUNK = 16 * 2**20
 _CUDA_CHUNK = 2 * 2**30
 
 
-def default_memory_budget(device: torch.device) -> int:
-    """Bytes that propagation may use for its rows: a part of what is free on the device."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; a guess where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return min(_CUDA_CHUNK, (free + reusable) // 2)
+        return free + reusable
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system counts its free pages
-        return _CPU_CHUNK
-    return min(_CPU_CHUNK, free // 4)
+        return 4 * _CPU_CHUNK
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Bytes that propagation may use for its rows: a part of what is free on the device."""
+    if device.type == "cuda":
+        return min(_CUDA_CHUNK, free_memory(device) // 2)
+    return min(_CPU_CHUNK, free_memory(device) // 4)
 
 
 def row_chunks(

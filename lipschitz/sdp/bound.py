@@ -31,21 +31,21 @@ from lipschitz.baselines.outcome import Outcome, better
 from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds
-from lipschitz.native.interval import Interval, slope_intervals
-from lipschitz.native.memory import default_memory_budget
 from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
-from lipschitz.rounding import raise_upper_bound
-from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.interior_point import Multipliers, SolveOptions, solve
-from lipschitz.sdp.program import Facts, Program, build_program
+from lipschitz.sdp.boxes import (
+    BoxSolver,
+    Solved,
+    largest_size,
+    programs_at_once,
+    root_facts,
+    seconds_per_step,
+    solve_boxes,
+)
+from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.recovery import points_to_try
 
-# Above this size the steps are taken in float32, twice as fast; the certificate is in float64.
-_DOUBLE_UP_TO = 96
-# Matrices of the size of the Schur complement that are alive at once.
-_COPIES = 16
-# Time of a program over that of one matrix product of its size, measured from N = 131 to 1419.
-_PRODUCTS_PER_PROGRAM = 400
+# Programs up to this size are solved in batches, larger ones a step at a time.
+_LARGEST_IN_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SdpOptions:
         timeout: Seconds for the whole problem.
         tolerance: Relative gap between dual and primal value at which a program is done.
         iterations: Steps per program, at most.
-        memory_budget: Bytes for the programs solved at once; a part of what is free if None.
+        memory_budget: Bytes for one chunk of rows of the linear bounds; chosen if None.
         seed: Seed of the sampled points.
     """
 
@@ -65,85 +65,6 @@ class SdpOptions:
     iterations: int = 40
     memory_budget: int | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Certified bounds of B programs and what they were read off.
-
-    Attributes:
-        upper_bound: [B], in the dtype of the facts.
-        program, multipliers: The programs and their solutions.
-    """
-
-    upper_bound: Tensor
-    program: Program
-    multipliers: Multipliers
-
-
-def solve_boxes(
-    problem: LocalProblem,
-    facts: Facts,
-    scale: Tensor,
-    options: SolveOptions,
-    norm: str = "inf",
-) -> Solved:
-    """Semidefinite bounds of B boxes (class x subdomain) in one batch.
-
-    Args:
-        problem: The problem they belong to.
-        facts: What bound propagation knows about them.
-        scale: A bound of each that is known already, [B].
-        options: When to stop; ``stop_below`` [B].
-        norm: ``inf`` or ``2``.
-    """
-    program = build_program(problem.graph.double, facts, norm)
-    working = program.to(torch.float32) if program.size > _DOUBLE_UP_TO else program
-    positive = scale.clamp(min=torch.finfo(torch.float32).tiny).to(working.objective)
-    found = solve(working, positive, options)
-    multipliers = found.to(torch.float64)
-    bound = certified_bound(program, multipliers).to(scale.dtype)
-    return Solved(raise_upper_bound(bound), program, multipliers)
-
-
-def root_facts(problem: LocalProblem, root: RootBounds, rows: Tensor) -> Facts:
-    """What the root bounds say about some rows of the problem, ``rows`` [B] integers."""
-
-    def chosen(interval: Interval) -> Interval:
-        return Interval(*(end if len(end) == 1 else end[rows] for end in interval))
-
-    slopes = slope_intervals(problem.graph, root.preacts)
-    cotangents = {i: chosen(c) for i, c in root.norm.cotangents.items()}
-    return Facts(problem.rows[rows], slopes, cotangents, chosen(root.norm.entries))
-
-
-def expected_seconds(problem: LocalProblem, root: RootBounds) -> float:
-    """What one program of this problem will take, judged by one matrix product of its size."""
-    size = _largest_size(problem, root)
-    if 8 * size**2 * _COPIES > default_memory_budget(problem.graph.device):
-        return float("inf")
-    matrix = torch.ones(size, size, device=problem.graph.device)
-    times = []
-    for _ in range(2):  # the first call may set things up
-        begin = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        times.append(time.perf_counter() - begin)
-    return _PRODUCTS_PER_PROGRAM * times[-1]
-
-
-def _largest_size(problem: LocalProblem, root: RootBounds) -> int:
-    slopes = slope_intervals(problem.graph, root.preacts)
-    open_slopes = sum(int((s.lower < s.upper).sum()) for s in slopes.values())
-    return 1 + problem.centre.numel() + open_slopes
-
-
-def rows_at_once(problem: LocalProblem, root: RootBounds, memory_budget: int | None) -> int:
-    """How many programs of this problem fit into memory together."""
-    size = _largest_size(problem, root)
-    budget = memory_budget or default_memory_budget(problem.graph.device)
-    largest = max(node.shape.numel() for node in problem.graph.nodes)
-    numbers = _COPIES * (2 * size) ** 2 + 4 * size * largest
-    return max(1, budget // (8 * numbers))
 
 
 @torch.no_grad()
@@ -158,61 +79,103 @@ def sdp_bounds(problem: LocalProblem, options: SdpOptions | None = None) -> Outc
     """
     options = options or SdpOptions()
     begin = time.monotonic()
-    deadline = begin + options.timeout
     root = native_alpha(
         problem, memory_budget=options.memory_budget, deadline=begin + options.timeout / 2
     )
-    found = sample_gradients(problem, Sampling(seed=options.seed))
-    bounds = root.class_upper_bounds.clone()
+    bounding = _Bounding(problem, root, options, begin + options.timeout)
     status = BOUND
     try:
-        for rows in _in_order(problem, root, found, options):
-            if time.monotonic() > deadline:
-                status = TIMEOUT
-                break
-            rows = rows[bounds[rows] > found.norms.max() * (1 + options.tolerance / 10)]
-            if not len(rows):
-                continue
-            limits = SolveOptions(
-                options.tolerance,
-                options.iterations,
-                deadline,
-                found.norms.max().double().expand(len(rows)),
-            )
-            solved = solve_boxes(problem, root_facts(problem, root, rows), bounds[rows], limits)
-            bounds[rows] = torch.minimum(bounds[rows], solved.upper_bound)
-            found = better(found, _climb(problem, solved, rows, found, options))
+        if largest_size(problem, root) > _LARGEST_IN_BATCH:
+            bounding.step_by_step()
+        else:
+            bounding.in_batches()
     except KeyboardInterrupt:
         status = INTERRUPTED
-    if status == BOUND and time.monotonic() > deadline:
+    if status == BOUND and bounding.is_late:
         status = TIMEOUT
-    return Outcome(bounds, found, root.class_upper_bounds, status)
+    return Outcome(bounding.upper_bounds, bounding.found, root.class_upper_bounds, status)
 
 
-def _in_order(
-    problem: LocalProblem, root: RootBounds, found: GradientNorms, options: SdpOptions
-) -> list[Tensor]:
-    """Rows to bound, the largest linear bounds first, in groups that fit into memory."""
-    order = root.class_upper_bounds.argsort(descending=True)
-    order = order[root.class_upper_bounds[order] > found.norms.max()]
-    count = rows_at_once(problem, root, options.memory_budget)
-    # The first alone: what it finds may rule out others.
-    return [order[:1], *order[1:].split(min(count, 8))] if len(order) else []
+class _Bounding:
+    """The rows of a problem on their way, with the certified bounds and gradients so far."""
 
+    def __init__(
+        self, problem: LocalProblem, root: RootBounds, options: SdpOptions, deadline: float
+    ) -> None:
+        self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
+        self.upper_bounds = root.class_upper_bounds.clone()
+        self.found = sample_gradients(problem, Sampling(seed=options.seed))
 
-def _climb(
-    problem: LocalProblem,
-    solved: Solved,
-    rows: Tensor,
-    found: GradientNorms,
-    options: SdpOptions,
-) -> GradientNorms:
-    """True gradients near the points that the solutions suggest, all rows of the problem."""
-    points = points_to_try(problem, solved.program, solved.multipliers)
-    some = replace(
-        problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
-    )
-    climbed = sample_gradients(some, Sampling(num_random=1, seed=options.seed), starts=points)
-    norms, witnesses = found.norms.clone(), found.witnesses.clone()
-    norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
-    return GradientNorms(norms, witnesses)
+    @property
+    def is_late(self) -> bool:
+        """Whether time is up."""
+        return time.monotonic() > self.deadline
+
+    @property
+    def threshold(self) -> Tensor:
+        """A row with a bound below this cannot hold the maximum."""
+        return self.found.norms.max() * (1 + self.options.tolerance / 10)
+
+    def limits(self, count: int) -> SolveOptions:
+        """When to stop with each of some programs."""
+        below = self.threshold.double().expand(count)
+        return SolveOptions(self.options.tolerance, self.options.iterations, self.deadline, below)
+
+    def in_batches(self) -> None:
+        """Rows in the order of their linear bounds, as many at once as fit into memory."""
+        order = self.upper_bounds.argsort(descending=True)
+        count = max(1, programs_at_once(self.problem, self.root))
+        # The first alone: what it finds may rule out others.
+        for rows in [order[:1], *order[1:].split(min(count, 8))]:
+            rows = rows[self.upper_bounds[rows] > self.threshold]
+            if self.is_late:
+                return
+            if len(rows):
+                facts = root_facts(self.problem, self.root, rows)
+                limits = self.limits(len(rows))
+                solved = solve_boxes(self.problem, facts, self.upper_bounds[rows], limits)
+                self._take_in(rows, solved)
+
+    def step_by_step(self) -> None:
+        """Always one more step for the row with the largest bound: the maximum is what counts."""
+        problem, root = self.problem, self.root
+        most = programs_at_once(problem, root)
+        if not most:
+            return
+        price = seconds_per_step(problem, root)
+        solvers: dict[int, BoxSolver] = {}
+        done: set[int] = set()
+        while time.monotonic() + price < self.deadline:
+            open_ = [r for r in range(len(problem.rows)) if r not in done]
+            if len(solvers) >= most:  # no room for another program
+                open_ = list(solvers)
+            open_ = [r for r in open_ if self.upper_bounds[r] > self.threshold]
+            if not open_:
+                return
+            row = max(open_, key=lambda r: float(self.upper_bounds[r]))
+            index = torch.tensor([row], device=problem.rows.device)
+            if row not in solvers:
+                facts = root_facts(problem, root, index)
+                solvers[row] = BoxSolver(problem, facts, self.upper_bounds[index])
+            solver = solvers[row]
+            solver.step()
+            self.upper_bounds[index] = torch.minimum(self.upper_bounds[index], solver.upper_bound)
+            if solver.is_done(self.limits(1)):
+                self._take_in(index, solvers.pop(row).solved)
+                done.add(row)
+        for row, solver in solvers.items():
+            self._take_in(torch.tensor([row], device=problem.rows.device), solver.solved)
+
+    def _take_in(self, rows: Tensor, solved: Solved) -> None:
+        """Bounds of some rows, and true gradients near the points that their solutions suggest."""
+        self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
+        problem = self.problem
+        points = points_to_try(problem, solved.program, solved.multipliers)
+        some = replace(
+            problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
+        )
+        sampling = Sampling(num_random=1, seed=self.options.seed)
+        climbed = sample_gradients(some, sampling, starts=points)
+        norms, witnesses = self.found.norms.clone(), self.found.witnesses.clone()
+        norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
+        self.found = better(self.found, GradientNorms(norms, witnesses))

@@ -216,7 +216,7 @@ def solve(
         The multipliers reached, of the program as it is (not divided by ``scale``).
     """
     options = options or SolveOptions()
-    solver = _Solver(program, program.objective / scale[:, None, None])
+    solver = Solver(program, scale)
     running = torch.arange(len(program), device=scale.device)
     found_u, found_y = solver.multipliers.clone(), solver.primal.clone()
     values = solver.value.clone()
@@ -243,12 +243,22 @@ def solve(
     return Multipliers(found_u[:, :groups], found_u[:, groups:], found_y)
 
 
-class _Solver:
-    """The iterates of programs whose objective has been divided by a number near the optimum."""
+class Solver:
+    """The iterates of B programs, whose objective is divided by a number near the optimum.
 
-    def __init__(self, program: Program, objective: Tensor) -> None:
+    Args:
+        program: The programs.
+        scale: That number, [B].
+
+    Attributes:
+        gap: Between dual and primal value after the latest step, relative to ``scale``, [B].
+        stuck: Whether rounding has ended the steps, [B].
+    """
+
+    def __init__(self, program: Program, scale: Tensor) -> None:
+        objective = program.objective / scale[:, None, None]
         self.operator = operator = Operator(program, objective)
-        self.program = program
+        self.program, self.scale = program, scale
         product = 0.02 * operator.present.to(objective)
         base = -objective - operator.products(product)
         # Strict diagonal dominance makes the first Z positive definite.
@@ -272,13 +282,20 @@ class _Solver:
 
     @property
     def value(self) -> Tensor:
-        """Dual value, [B]."""
+        """Dual value over ``scale``, [B]."""
         return (self.multipliers * self.right).sum(1)
 
-    def take(self, which: Tensor) -> _Solver:
+    @property
+    def point(self) -> Multipliers:
+        """The iterate, for the programs as they are."""
+        groups = self.operator.groups
+        multipliers = self.multipliers * self.scale.unsqueeze(1)
+        return Multipliers(multipliers[:, :groups], multipliers[:, groups:], self.primal)
+
+    def take(self, which: Tensor) -> Solver:
         """The same with only some of the programs."""
-        other = object.__new__(_Solver)
-        other.program = self.program.take(which)
+        other = object.__new__(Solver)
+        other.program, other.scale = self.program.take(which), self.scale[which]
         other.operator = Operator(other.program, self.operator.objective[which])
         for name in ("multipliers", "right", "active", "inequality", "slack", "primal"):
             setattr(other, name, getattr(self, name)[which])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipschitz.native.interval import Interval
 from lipschitz.native.search import NativeSearch
-from lipschitz.sdp.bound import Solved, solve_boxes
+from lipschitz.sdp.boxes import Solved, solve_boxes
 from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.program import Facts
 from lipschitz.sdp.recovery import points_to_try
