@@ -10,7 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from commands.certify import certify_line, certify_row, certify_summary
+from commands.examples import classes_of, label_of
 from commands.monotonicity import certify_signs
 from commands.rows import line_of, row_of, settings_of, summary_of
 from data import DataSpec, data_spec, list_data, load_data
-from data.points import Choice, Points, points_of_data, points_of_file
+from data.points import Choice, Points, coordinates, points_of_data, points_of_file
 from lipschitz import (
     METHODS,
     BranchOptions,
@@ -35,10 +37,11 @@ from lipschitz import (
 from lipschitz.branching import HEURISTICS
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
-from lipschitz.methods import choose_engine
+from lipschitz.methods import check_measure, choose_engine
+from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 from lipschitz.problem import INTERRUPTED
 from lipschitz.progress import ProgressBar, trace_to
-from lipschitz.searching import check_branching
+from lipschitz.searching import check_branching, check_searched
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
@@ -50,7 +53,6 @@ from utils import (
     choose_device,
     choose_dtype,
     disable_tf32,
-    numbers,
     parse_params,
     read_rows,
     run_cli,
@@ -77,10 +79,31 @@ def build_parser() -> Parser:
     what.add_argument("--num-examples", type=int, default=1, help="how many (default 1)")
     box = parser.add_argument_group("what to bound")
     box.add_argument("--eps", help="radius in pixels, such as 0.05 or 2/255")
+    box.add_argument("--fixed", metavar="I,J-K", help="inputs, numbered flat, that do not change")
     box.add_argument("--input-clipping", action="store_true", help="cut the box to the data range")
-    box.add_argument("--norm", default="inf", help="inf: Linf -> Linf (default, the only one)")
+    box.add_argument("--norm", default="inf", help="of input and output: inf (default), 1 or 2")
+    box.add_argument(
+        "--outputs",
+        choices=OUTPUTS,
+        help="each output or margin by itself, or all together: the operator norm of the Jacobian "
+        "(default all, of margins each; the same for inf)",
+    )
+    box.add_argument(
+        "--inputs", choices=INPUTS, default="all", help="which count in the norm (default all)"
+    )
     box.add_argument("--classes", metavar="C,...", help="outputs to bound (default all)")
-    box.add_argument("--margins", action="store_true", help="bound f_label - f_c instead of f_c")
+    box.add_argument(
+        "--margins",
+        nargs="?",
+        const="label",
+        choices=("label", "all"),
+        help="bound f_label - f_c instead of f_c; 'all': f_i - f_j of all pairs",
+    )
+    box.add_argument(
+        "--certify",
+        action="store_true",
+        help="certify robust radii, by margins over their constants, in the --norm",
+    )
     how = parser.add_argument_group("how to bound it")
     how.add_argument("--method", default="crown", help=_method_help())
     how.add_argument("--engine", help="auto_lirpa or native (default: the method's first)")
@@ -128,7 +151,7 @@ def build_parser() -> Parser:
 
 
 def _method_help() -> str:
-    return "; ".join(f"{name} ({m.kind}): {m.help}" for name, m in METHODS.items())
+    return "; ".join(f"{name} ({m.kind()}): {m.help}" for name, m in METHODS.items())
 
 
 @dataclass(frozen=True)
@@ -164,12 +187,14 @@ def check_options(args: Namespace) -> None:
     Raises:
         InputError: With what to do instead.
     """
-    if args.norm.lower() not in ("inf", "linf"):
-        raise InputError(f"--norm {args.norm}: only inf (Linf -> Linf) is available")
+    args.norm = norm_name(args.norm)
+    free = torch.ones(1) if args.inputs == "free" else None
+    measure = Measure(args.norm, free=free)
     if args.bab:
-        branching_of(args)
+        check_searched(measure, branching_of(args), args.engine or "native")
     else:
-        choose_engine(args.method, args.engine)
+        engine = choose_engine(args.method, args.engine, args.norm, args.inputs)
+        check_measure(args.method, engine, measure)
         if args.trace is not None:
             raise InputError("--trace goes with --bab; a single bound has no course over time")
     for option, smallest in (("num_examples", 1), ("start", 0), ("ob_iteration", 1)):
@@ -184,8 +209,19 @@ def check_options(args: Namespace) -> None:
         if not 0 < getattr(args, option) < float("inf"):
             shown = option.replace("_", "-")
             raise InputError(f"--{shown} {getattr(args, option)}: expected a positive number")
-    if args.mono and (args.bab or args.margins or args.output):
-        raise InputError("--mono goes without --bab, --margins and --output; see --csv")
+    if args.mono and (args.bab or args.margins or args.output or args.certify):
+        raise InputError("--mono goes without --bab, --margins, --certify and --output; see --csv")
+    if args.mono and (args.norm != "inf" or args.fixed is not None):
+        raise InputError("--mono goes without --norm and --fixed: it certifies signs")
+    if args.certify and (args.eps or args.margins or args.outputs or args.fixed or args.trace):
+        raise InputError(
+            "--certify finds eps itself, for the margins of the label: leave out --eps, --margins, "
+            "--outputs, --fixed and --trace"
+        )
+    if args.certify and (args.method == "sampling" or args.inputs == "free"):
+        raise InputError(
+            "--certify needs upper bounds over all inputs: no sampling, no free inputs"
+        )
     if not args.mono and (args.features is not None or args.csv is not None):
         raise InputError("--features and --csv go with --mono")
     if args.std is not None and args.input is None:
@@ -273,17 +309,18 @@ def bound_example(
     args: Namespace, prepared: Prepared, points: Points, index: int
 ) -> LipschitzResult:
     """Certified bounds around one of the points."""
-    graph, x = prepared.graph, points.x[index]
-    margin_of = None
-    if args.margins:
-        if points.labels is not None:
-            margin_of = int(points.labels[index])
-        else:  # no label: the margins of the class the network predicts
-            at = x[None].to(device=graph.device, dtype=graph.dtype)
-            margin_of = int(graph.values(at)[-1].argmax())
-    classes = None if args.classes is None else numbers("--classes", args.classes, int)
+    margin_of = label_of(prepared, points, index) if args.margins == "label" else None
     problem = make_problem(
-        graph, x, points.radius, clip=points.clip, classes=classes, margin_of=margin_of
+        prepared.graph,
+        points.x[index],
+        **points.box(index),
+        clip=points.clip,
+        classes=classes_of(args),
+        margin_of=margin_of,
+        pairs=args.margins == "all",
+        norm=args.norm,
+        outputs=args.outputs,
+        inputs=args.inputs,
     )
     watch = None if args.trace is None else trace_to(args.trace, args.start + index)
     hidden = not args.bab or args.quiet or None
@@ -309,8 +346,10 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(map(str, entries)))
         return 0
     check_options(args)
-    no_eps = args.eps is None and (args.clean or args.mono)
-    eps = 0.0 if no_eps else parse_eps(args.eps)
+    no_eps = args.eps is None and (args.clean or args.mono or args.certify)
+    eps = None if args.eps is None else parse_eps(args.eps)
+    if args.input is None and not no_eps:
+        eps = parse_eps(args.eps)
     set_seed(args.seed)
     disable_tf32()
     device = choose_device(args.device)
@@ -320,7 +359,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.data is None and args.input is None:
         raise InputError("--data is missing: name a data set of --list-data, or give --input")
     facts = None if args.data is None else data_spec(args.data)
-    choice = Choice(args.start, args.num_examples, args.input_clipping)
+    choice = Choice(args.start, args.num_examples, args.input_clipping, needs_box=not no_eps)
     points = None
     if args.input:
         points = points_of_file(Path(args.input), eps, choice, std=args.std, facts=facts)
@@ -333,7 +372,9 @@ def main(argv: list[str] | None = None) -> int:
         print_clean_accuracy(args, network, points)
         return 0
     if points is None:
-        points = points_of_data(facts, network.input_shape, eps, choice, args.data_root)
+        points = points_of_data(facts, network.input_shape, eps or 0.0, choice, args.data_root)
+    size = int(np.prod(network.input_shape))
+    points = replace(points, fixed=coordinates("--fixed", args.fixed, size))
     if args.mono:
         certify_signs(args, network.model, network.input_shape, points, device)
         return 0
@@ -353,6 +394,8 @@ def main(argv: list[str] | None = None) -> int:
         ),
         branching=branching_of(args) if args.bab else None,
         dtype=choose_dtype(args.dtype, network.model),
+        norm=args.norm,
+        inputs=args.inputs,
     )
     widest = max(node.shape.numel() for node in prepared.graph.nodes)
     use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
@@ -373,16 +416,20 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(done[example])
             continue
         begin = time.perf_counter()
-        result = bound_example(args, prepared, points, index)
-        row = row_of(result, settings, example, label)
+        if args.certify:
+            row = certify_row(args, prepared, points, index, settings)
+            line = certify_line(row)
+        else:
+            row = row_of(bound_example(args, prepared, points, index), settings, example, label)
+            line = line_of(row, time.perf_counter() - begin)
         if args.output:
             append_row(args.output, row)
         rows.append(row)
-        tqdm.write(line_of(row, time.perf_counter() - begin), file=sys.stdout)
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        if result.status == INTERRUPTED:
+        if row["status"] == INTERRUPTED:
             break
-    print(summary_of(rows))
+    print(certify_summary(rows) if args.certify else summary_of(rows))
     if rows[-1]["status"] == INTERRUPTED:
         raise KeyboardInterrupt(f"interrupted; the bounds of {len(rows)} examples are certified")
     return 0

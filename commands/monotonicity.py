@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from commands.examples import classes_of
 from data import continuous_features, data_spec
 from data.points import Points
 from lipschitz import build_graph
@@ -41,7 +42,7 @@ def certify_signs(
         features,
         interval=interval,
         eps=None if args.eps is None else points.radius,
-        classes=None if args.classes is None else numbers("--classes", args.classes, int),
+        classes=classes_of(args),
         limits=SignLimits(timeout=args.timeout),
         optimize=not args.no_optimize,
         csv=args.csv,

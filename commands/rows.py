@@ -10,10 +10,11 @@ from torch import nn
 
 from lipschitz import METHODS, LipschitzResult, Prepared
 from lipschitz.methods import kind_of
+from lipschitz.problem import default_outputs
 from models import ModelSpec
 from utils import versions
 
-_SCHEMA = 1
+SCHEMA = 1
 
 
 def settings_of(
@@ -22,7 +23,7 @@ def settings_of(
     spec: ModelSpec,
     prepared: Prepared,
     *,
-    eps: float,
+    eps: float | None,
     source: str,
 ) -> dict[str, Any]:
     """Everything that a result depends on besides the example's number.
@@ -31,7 +32,7 @@ def settings_of(
         args: The command line.
         model, spec: The network and how it is made.
         prepared: The same with its method.
-        eps: In pixels.
+        eps: In pixels; None if the points' file holds the boxes or a radius is looked for.
         source: Where the points come from.
     """
     weights = hashlib.sha256()
@@ -55,8 +56,12 @@ def settings_of(
         "method": "bab" if args.bab else args.method,
         "engine": prepared.engine,
         "search": {name: getattr(args, name) for name in searched},
-        "norm": "inf",
+        "norm": args.norm,
+        "outputs": args.outputs or default_outputs(args.norm, margins=args.margins is not None),
+        "inputs": args.inputs,
+        "certify": args.certify,
         "eps": eps,
+        "fixed": args.fixed,
         "std": args.std,
         "input_clipping": args.input_clipping,
         "classes": args.classes,
@@ -76,11 +81,11 @@ def row_of(
 ) -> dict:
     """The result as a row of the output file."""
     return {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "example": example,
         "label": label,
         **settings,
-        "kind": kind_of(result.method),
+        "kind": kind_of(result.method, result.norm),
         "upper_bound": _known(result.upper_bound),
         "lower_bound": result.lower_bound,
         "class_upper_bounds": [_known(bound) for bound in result.class_upper_bounds],

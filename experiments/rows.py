@@ -86,7 +86,8 @@ def read_results(paths: list[str], only: set[str] | None = None) -> Results:
     if not rows:
         raise InputError("the files hold no rows: run main.py with --output first")
     signs = [row for row in rows if "signs" in row]
-    bounds = [row for row in rows if "signs" not in row]
+    # Certified radii are no bounds.
+    bounds = [row for row in rows if "signs" not in row and not row.get("certify")]
     done = {row.get("job") for row in rows}
     notes = [note for note in notes if note["job"] not in done]
     table = named(bounds)
@@ -99,6 +100,14 @@ def read_results(paths: list[str], only: set[str] | None = None) -> Results:
     machines = dict.fromkeys(row["machine"] for row in rows if row.get("machine"))
     reasons = _reasons(notes, table)
     return Results(with_dashes(summarise(table), reasons), reasons, signs, list(machines), versions)
+
+
+def _measure_of(row: dict[str, Any]) -> str:
+    """What tells a constant from the Linf constant of all inputs; nothing for that one."""
+    norm, said = row.get("norm"), ""
+    if norm in ("1", "2"):
+        said = f", L{norm} of {row['outputs']}"
+    return said + (", free inputs" if row.get("inputs") == "free" else "")
 
 
 def named(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -116,6 +125,8 @@ def named(rows: list[dict[str, Any]]) -> pd.DataFrame:
     engines = table.groupby("method")["engine"].transform("nunique")
     method = table["method"].where(engines == 1, table["method"] + " on " + table["engine"])
     table["method"] = table["run"].where(table["run"].notna(), method).map(label)
+    # Constants of different norms are different quantities.
+    table["method"] += [_measure_of(row) for row in table.to_dict("records")]
     return table.drop_duplicates([*GROUP, "example", *_SETTINGS], keep="last")
 
 

@@ -4,6 +4,7 @@ What is listed here is the public interface; everything else may change.
 """
 
 from lipschitz.api import Prepared, local_lipschitz
+from lipschitz.applications.certify import CertifiedRadius, CertifyOptions, certified_radius
 from lipschitz.entries import JacobianBounds, jacobian_bounds, jvp_bounds
 from lipschitz.methods import METHODS, MethodOptions
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
@@ -13,12 +14,15 @@ from lipschitz.tracing import build_graph
 __all__ = [
     "METHODS",
     "BranchOptions",
+    "CertifiedRadius",
+    "CertifyOptions",
     "JacobianBounds",
     "LipschitzResult",
     "LocalProblem",
     "MethodOptions",
     "Prepared",
     "build_graph",
+    "certified_radius",
     "jacobian_bounds",
     "jvp_bounds",
     "local_lipschitz",

@@ -18,10 +18,12 @@ from lipschitz.methods import (
     METHODS,
     Bounder,
     MethodOptions,
+    check_measure,
     choose_engine,
     class_upper_bounds,
     run_bounder,
 )
+from lipschitz.norms import norm_name
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
@@ -40,6 +42,8 @@ class Prepared:
         options: Options of the method.
         dtype: Precision to compute in; the model's own if None.
         branching: Refine by branch and bound, with these options; ``method`` then has no effect.
+        norm, inputs: What its problems will ask for, as in :func:`make_problem`; they decide the
+            default engine.
 
     Raises:
         InputError, NotImplementedError: As :func:`lipschitz.tracing.build_graph`, or an unknown
@@ -56,11 +60,16 @@ class Prepared:
         options: MethodOptions | None = None,
         dtype: torch.dtype | None = None,
         branching: BranchOptions | None = None,
+        norm: str | float = "inf",
+        inputs: str = "all",
     ) -> None:
         disable_tf32()
         self.options, self.branching = options or MethodOptions(), branching
         if branching is None:
-            self.method, self.engine = method, choose_engine(method, engine)
+            self.method, self.engine = (
+                method,
+                choose_engine(method, engine, norm_name(norm), inputs),
+            )
         else:
             self.method, self.engine = "bab", engine or "native"
             check_branching(branching, self.engine)
@@ -76,13 +85,14 @@ class Prepared:
             )
 
     def upper_bounds(self, problem: LocalProblem) -> Tensor:
-        """The method's upper bounds alone, without branching, [R].
+        """The method's upper bounds alone, without branching, [R] or of all rows together [1].
 
         Raises:
-            InputError: A bound is NaN or infinite.
+            InputError: A bound is NaN or infinite, or one that the method does not have.
         """
         if self._bounder is None:
             raise InputError("this network is prepared for branch and bound: use bound()")
+        check_measure(self.method, self.engine, problem.measure)
         return class_upper_bounds(self._bounder, problem)
 
     def bound(
@@ -102,6 +112,9 @@ class Prepared:
             tolerance: Relative gap up to which the result is called exact.
             sampling: How hard to look for the lower bound.
             watch: Called with the state of a branch and bound, once per round.
+
+        Raises:
+            InputError: A bound is NaN or infinite, or one that the method does not have.
         """
         if self.branching is not None:
             return bound_by_branching(
@@ -113,6 +126,7 @@ class Prepared:
                 optimize=self.options.optimize,
                 memory_budget=self.options.memory_budget,
             )
+        check_measure(self.method, self.engine, problem.measure)
         begin = time.perf_counter()
         outcome, found = self._outcome(problem, sampling)
         upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds
@@ -133,6 +147,9 @@ class Prepared:
             leaves_checked=outcome.leaves_checked,
             dtype=str(self.graph.dtype).removeprefix("torch."),
             device=self.graph.device.type,
+            norm=problem.norm,
+            outputs=problem.outputs,
+            inputs=problem.inputs,
         )
 
     def _outcome(
@@ -158,12 +175,18 @@ class Prepared:
 def local_lipschitz(
     model: nn.Module,
     x: Tensor,
-    eps: float | Tensor,
+    eps: float | Tensor | None = None,
     *,
     method: str = "crown",
     engine: str | None = None,
+    norm: str | float = "inf",
+    outputs: str | None = None,
+    inputs: str = "all",
     classes: Sequence[int] | None = None,
     margin_of: int | None = None,
+    pairs: bool = False,
+    x_lower: Tensor | float | None = None,
+    x_upper: Tensor | float | None = None,
     clip: tuple[Tensor | float, Tensor | float] | None = None,
     optimize: bool = True,
     dtype: torch.dtype | None = None,
@@ -171,10 +194,12 @@ def local_lipschitz(
     seed: int = 0,
     branching: BranchOptions | None = None,
 ) -> LipschitzResult:
-    """Certified bounds of the Linf local Lipschitz constant of a network around a point.
+    """Certified bounds of the local Lipschitz constant of a network around a point.
 
-    The constant is the largest l1 norm of any output's gradient over the box ``x +- eps``
-    (Shi et al. 2022, eq. 1). Units are those of the network's input: no normalisation is undone.
+    The constant is the largest operator norm of the Jacobian over the box ``x +- eps``: for Linf
+    the largest l1 norm of any output's gradient (Shi et al. 2022, eq. 1), for L1 the largest
+    column sum, for L2 the largest singular value. Units are those of the network's input: no
+    normalisation is undone.
 
     Example:
         >>> import torch
@@ -193,15 +218,25 @@ def local_lipschitz(
         >>> result = local_lipschitz(model, x, eps=2.0, branching=BranchOptions(timeout=10))
         >>> result.status, round(result.upper_bound, 4), result.branch
         ('exact', 3.0, 'relu')
+        >>> round(local_lipschitz(model, x, eps=0.1, norm=2).upper_bound, 4)
+        1.8028
 
     Args:
         model: A network in eval mode mapping [B, *input_shape] to [B, C].
         x: The centre, [*input_shape] or [1, *input_shape].
-        eps: Box radius, a number or a tensor broadcastable to ``x``.
+        eps: Box radius, a number or a tensor broadcastable to ``x``; 0 leaves an input fixed.
+        norm: ``inf``, ``1`` or ``2``, of the input and of the output.
+        outputs: ``all`` (the operator norm of the Jacobian) or ``each`` (the largest dual norm of a
+            single output's gradient); the same for Linf. Margins are taken one by one unless
+            ``all`` is asked for.
+        inputs: ``all`` inputs count in the norm, or only the ``free`` ones that the box lets
+            change.
         method: A name of :data:`lipschitz.METHODS`, such as ``crown``, ``alpha`` or ``lipmip``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
         classes: Outputs to bound, all if None.
         margin_of: A label y; then the margins ``f_y - f_c`` are bounded instead of the outputs.
+        pairs: Bound the margins ``f_i - f_j`` of all pairs of outputs.
+        x_lower, x_upper: Instead of ``eps``: the ends of the box, broadcastable to ``x``.
         clip: Smallest and largest value of an input, to which the box is cut.
         optimize: Optimise the slopes of pre-activation bounds (method ``crown``).
         dtype: Precision to compute in; the model's own if None.
@@ -227,8 +262,23 @@ def local_lipschitz(
         options=MethodOptions(optimize=optimize, seed=seed),
         dtype=dtype,
         branching=branching,
+        norm=norm,
+        inputs=inputs,
     )
-    problem = make_problem(prepared.graph, x, eps, clip=clip, classes=classes, margin_of=margin_of)
+    problem = make_problem(
+        prepared.graph,
+        x,
+        eps,
+        x_lower=x_lower,
+        x_upper=x_upper,
+        clip=clip,
+        classes=classes,
+        margin_of=margin_of,
+        pairs=pairs,
+        norm=norm,
+        outputs=outputs,
+        inputs=inputs,
+    )
     return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))
 
 

@@ -30,7 +30,10 @@ class SplitFacts:
         cotangent_lower, cotangent_upper: Interval of g, [B, N].
         slope_range: Width of the slope's interval, [B, N]; 0 for a decided neuron.
         splittable: Neurons whose pre-activation interval has 0 inside, [B, N].
-        entry_gap: Intercept of the chord of ``|J_i|``, 0 where the sign is fixed, [B, D].
+        entry_gap: Intercept of the chord of ``|J_i|`` (or of its square), 0 where the sign is
+            fixed, [B, D].
+        curved: Where entries vary that enter the bound by a square: any open neuron may matter,
+            whatever its coefficient. [B]; None if no entry does.
     """
 
     coefficient: Tensor
@@ -39,6 +42,7 @@ class SplitFacts:
     slope_range: Tensor
     splittable: Tensor
     entry_gap: Tensor
+    curved: Tensor | None = None
 
 
 def slope_score(facts: SplitFacts) -> Tensor:
@@ -99,6 +103,15 @@ def chooser(heuristic: str = "sign") -> Chooser:
     score, signs = HEURISTICS[heuristic]
 
     def choose(facts: SplitFacts) -> Tensor:
+        choice = choose_by_gap(facts)
+        if facts.curved is None or not facts.splittable.shape[1]:
+            return choice
+        reach = torch.maximum(facts.cotangent_lower.abs(), facts.cotangent_upper.abs())
+        reach = (reach * facts.slope_range).masked_fill(~facts.splittable, 0)
+        best, neuron = reach.max(dim=1)
+        return torch.where((choice < 0) & facts.curved & (best > 0), neuron, choice)
+
+    def choose_by_gap(facts: SplitFacts) -> Tensor:
         neurons = score(facts).masked_fill(~facts.splittable, 0)
         entries = facts.entry_gap * (_ENTRY_WEIGHT if signs else 0.0)
         best, choice = torch.cat([neurons, entries], dim=1).max(dim=1)

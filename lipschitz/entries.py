@@ -169,10 +169,8 @@ def box_problem(
         raise InputError("give either eps, the box's radius, or box, its two ends")
     if rows is not None and classes is not None:
         raise InputError("give either classes or rows, not both")
-    if box is None:
-        problem = make_problem(graph, x, eps, clip=clip, classes=classes)
-    else:
-        problem = _between(make_problem(graph, x, 0.0, clip=clip, classes=classes), box, clip)
+    lower, upper = (None, None) if box is None else box
+    problem = make_problem(graph, x, eps, x_lower=lower, x_upper=upper, clip=clip, classes=classes)
     if rows is None:
         return problem
     if rows.dim() != 2 or rows.shape[1] != graph.num_outputs or not len(rows):
@@ -184,31 +182,6 @@ def box_problem(
         raise InputError("rows hold NaN or infinity: give finite numbers")
     names = tuple(f"row{i}" for i in range(len(rows)))
     return replace(problem, rows=rows.detach().to(problem.rows), row_names=names)
-
-
-def _between(problem: LocalProblem, box: Ends, clip: Ends | None) -> LocalProblem:
-    """The same problem on the box with these two ends, cut to ``clip``."""
-    centre, ends = problem.centre, []
-    for end in box:
-        end = torch.as_tensor(end).detach().to(centre)
-        try:
-            ends.append(end.expand_as(centre))
-        except RuntimeError:
-            raise InputError(
-                f"an end of the box has shape {tuple(end.shape)}: expected a number or the shape "
-                f"of x, {tuple(centre.shape)}"
-            ) from None
-    lower, upper = ends
-    if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
-        raise InputError("the box holds NaN or infinity: give finite ends")
-    if clip is not None:
-        smallest, largest = (torch.as_tensor(c).to(centre) for c in clip)
-        lower, upper = torch.maximum(lower, smallest), torch.minimum(upper, largest)
-    if bool((lower > upper).any()):
-        raise InputError("the box is empty: a lower end is above its upper end")
-    if bool(((centre < lower) | (centre > upper)).any()):
-        raise InputError("x lies outside the box: give a point of it")
-    return replace(problem, lower=lower.contiguous(), upper=upper.contiguous())
 
 
 def _prepare(

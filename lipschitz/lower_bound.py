@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lipschitz.graph import Graph, Node
 from lipschitz.native.witness import witness_norms
+from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
 
@@ -45,24 +46,29 @@ class GradientNorms:
     """The largest true gradient norms found.
 
     Attributes:
-        norms: One lower bound of the row's norm per row, [R]; 0 where no point was usable.
-        witnesses: The points, [R, *input_shape].
+        norms: One lower bound of the row's norm per row, [R], or of the norm of all rows together,
+            [1]; 0 where no point was usable.
+        witnesses: The points, [R or 1, *input_shape].
     """
 
     norms: Tensor
     witnesses: Tensor
 
 
-def gradient_norms(graph: Graph, points: Tensor, rows: Tensor) -> Tensor:
-    """l1 norm of the true gradient of every row at every point.
+def gradient_norms(
+    graph: Graph, points: Tensor, rows: Tensor, measure: Measure | None = None
+) -> Tensor:
+    """Norm of the true gradient of every row at every point.
 
     Args:
         graph: The network.
         points: [P, *input_shape].
         rows: [R, C].
+        measure: The norm, that of Linf if None.
 
     Returns:
-        [P, R]; minus infinity where a kink makes the gradient at the point ambiguous.
+        [P, R], or [P, 1] of all rows together; minus infinity where a kink makes the gradient at
+        the point ambiguous.
     """
     num_points, num_rows = len(points), len(rows)
     values = graph.values(points)
@@ -75,7 +81,8 @@ def gradient_norms(graph: Graph, points: Tensor, rows: Tensor) -> Tensor:
         return graph.pull_back(values, directions, slope)
 
     gradients = pulled_back(None)
-    norms = gradients.flatten(1).abs().sum(1).reshape(num_points, num_rows)
+    measure = measure or Measure()
+    norms = measure(gradients.reshape(num_points, num_rows, -1))
     kinks = [
         graph.nodes[i].activation.at_kink(values[graph.nodes[i].parents[0]]).flatten(1).any(1)
         for i in graph.activation_nodes
@@ -84,6 +91,8 @@ def gradient_norms(graph: Graph, points: Tensor, rows: Tensor) -> Tensor:
         # The slope at a kink may not matter (a dead neuron); where it does, the point is no
         # witness: a product of one-sided slopes need not be a limit of gradients.
         differs = (pulled_back(1.0) != gradients).flatten(1).any(1).reshape(num_points, num_rows)
+        if measure.joint:
+            differs = differs.any(1, keepdim=True)
         norms = norms.masked_fill(differs, float("-inf"))
     return norms
 
@@ -117,7 +126,7 @@ class _Best:
 
     def __init__(self, problem: LocalProblem) -> None:
         self.problem = problem
-        rows = problem.rows
+        rows = problem.rows[:1] if problem.measure.joint else problem.rows
         self.norms = torch.full_like(rows[:, 0], float("-inf"))
         self.points = problem.centre.expand(len(rows), *problem.centre.shape).clone()
 
@@ -125,7 +134,8 @@ class _Best:
         """Take note of every row's gradient at every point, points [P, *input_shape]."""
         rows = self.problem.rows
         for part in points.split(max(1, points_at_once // len(rows))):
-            norms, winner = gradient_norms(self.problem.graph, part, rows).max(dim=0)
+            norms = gradient_norms(self.problem.graph, part, rows, self.problem.measure)
+            norms, winner = norms.max(dim=0)
             better = (norms > self.norms).nonzero()[:, 0]
             if not len(better):
                 continue
@@ -150,9 +160,11 @@ def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:
 
 def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
     """Climb the smoothed norm of the leading rows from their best points."""
-    graph = problem.graph
+    graph, measure = problem.graph, problem.measure
     leading = best.norms.topk(min(sampling.ascent_rows, len(best.norms))).indices
-    rows = problem.rows[leading]
+    # Rows of the Jacobian at each of the points: one, or all of them at the only point.
+    rows = problem.rows if measure.joint else problem.rows[leading]
+    each = len(rows) // len(leading)
     points = best.points[leading].clone()
     radius = (problem.upper - problem.lower) / 2
     for step in range(sampling.ascent_steps):
@@ -164,7 +176,9 @@ def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
 
         points.requires_grad_()
         with torch.enable_grad():
-            surrogate = graph.pull_back(graph.values(points), rows, smooth).abs().sum()
+            repeated = points.repeat_interleave(each, 0)
+            gradients = graph.pull_back(graph.values(repeated), rows, smooth)
+            surrogate = measure(gradients.reshape(len(points), each, -1)).sum()
             if not surrogate.requires_grad:  # an affine network has one gradient everywhere
                 return
             direction = torch.autograd.grad(surrogate, points)[0].sign()

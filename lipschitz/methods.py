@@ -23,12 +23,13 @@ from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
+from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import raise_upper_bound
 from lipschitz.sdp.bound import SdpOptions, sdp_bounds
 from utils import InputError, suggest
 
-# Bounds one problem: upper bound per row, [R], or these and what else the method found.
+# Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
+# the method found.
 Bounder = Callable[[LocalProblem], Tensor | Outcome]
 
 LOCAL, GLOBAL = "local", "global"
@@ -66,6 +67,9 @@ class Method:
         help: One line.
         prepare: Engine name -> function that prepares a bounder for a network. The first engine
             is the default.
+        norms: Norms of single outputs and margins that it bounds, best known first.
+        joint: Norms in which it bounds several outputs together as well; Linf is always so.
+        counts_free: Can leave out inputs that the box does not let change.
         scope: Where its bound holds: ``local`` (in the box) or ``global`` (everywhere).
         certifies: ``upper bound``, ``exact given time`` or ``lower bound``.
         converted: How a constant of another norm was made one of Linf; None if it was not.
@@ -79,13 +83,16 @@ class Method:
     scope: str = LOCAL
     certifies: str = UPPER
     converted: str | None = None
+    norms: tuple[str, ...] = ("inf", "1", "2")
+    joint: tuple[str, ...] = ("1", "2")
+    counts_free: bool = True
     searches: bool = False
     extra: str | None = None
 
-    @property
-    def kind(self) -> str:
+    def kind(self, norm: str = "inf") -> str:
         """What its number is, such as ``global L2 x sqrt(D), upper bound``; for rows and tables."""
-        return f"{' '.join(filter(None, (self.scope, self.converted)))}, {self.certifies}"
+        converted = self.converted if norm == "inf" else None
+        return f"{' '.join(filter(None, (self.scope, converted)))}, {self.certifies}"
 
 
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -117,15 +124,15 @@ def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
 
 def _ibp_native(graph: Graph, options: MethodOptions) -> Bounder:
     def bound(problem: LocalProblem) -> Tensor:
-        return raise_upper_bound(
-            interval_norm_bound(graph, problem.lower, problem.upper, problem.rows)
+        return interval_norm_bound(
+            graph, problem.lower, problem.upper, problem.rows, problem.measure
         )
 
     return bound
 
 
 def _global(graph: Graph, options: MethodOptions) -> Bounder:
-    return lambda problem: global_norm_bound(graph, problem.rows)
+    return lambda problem: global_norm_bound(graph, problem.rows, problem.measure)
 
 
 def _recurjac(graph: Graph, options: MethodOptions) -> Bounder:
@@ -177,6 +184,9 @@ METHODS: dict[str, Method] = {
     "sdp": Method(
         "semidefinite bound, nearly exact on wide boxes; of outputs that may hold the maximum",
         {"native": _sdp},
+        norms=("inf",),
+        joint=(),
+        counts_free=False,
         searches=True,
     ),
     "ibp": Method(
@@ -199,12 +209,16 @@ METHODS: dict[str, Method] = {
         "mixed-integer programming, for small networks (Jordan and Dimakis 2020)",
         {"native": _lipmip},
         certifies=EXACT_IN_TIME,
+        norms=("inf",),
+        joint=(),
+        counts_free=False,
         searches=True,
     ),
     "lipbab": Method(
         "branching on activation patterns, for small networks (Bhowmick et al. 2021)",
         {"native": _lipbab},
         certifies=EXACT_IN_TIME,
+        joint=(),
         searches=True,
     ),
     "lipsdp": Method(
@@ -212,12 +226,18 @@ METHODS: dict[str, Method] = {
         {"native": _lipsdp},
         scope=GLOBAL,
         converted=FROM_L2,
+        norms=("inf", "2"),
+        joint=(),
+        counts_free=False,
         searches=True,
         extra="cvxpy",
     ),
     "eclipse": Method(
         "layer-wise matrix inequalities (Xu and Sivaranjani 2024, 2026); needs eclipse-nn",
         {"native": _eclipse},
+        norms=("inf", "2"),
+        joint=(),
+        counts_free=False,
         converted=FROM_L2,
         extra="eclipse-nn",
     ),
@@ -231,19 +251,21 @@ METHODS: dict[str, Method] = {
 BRANCHING_KIND = f"{LOCAL}, {EXACT_IN_TIME}"
 
 
-def choose_engine(method: str, engine: str | None) -> str:
+def choose_engine(method: str, engine: str | None, norm: str = "inf", inputs: str = "all") -> str:
     """The engine that will compute a method's bound.
 
     Raises:
-        InputError: An unknown method or engine, or one that the method does not run on.
+        InputError: An unknown method or engine, or one that the method does not run on, or not in
+            this norm.
     """
     if method not in METHODS:
         raise InputError(
             f"unknown method {method!r}{suggest(method, METHODS)}; known: {', '.join(METHODS)}"
         )
     engines = METHODS[method].prepare
+    plain = norm == "inf" and inputs == "all"
     if engine is None:
-        return next(iter(engines))
+        return "native" if not plain and "native" in engines else next(iter(engines))
     if engine not in engines:
         raise InputError(
             f"method {method!r} does not run on engine {engine!r}: use {' or '.join(engines)}"
@@ -251,9 +273,33 @@ def choose_engine(method: str, engine: str | None) -> str:
     return engine
 
 
-def kind_of(method: str) -> str:
-    """What the number of a method, or of ``bab``, is; see :attr:`Method.kind`."""
-    return METHODS[method].kind if method in METHODS else BRANCHING_KIND
+def kind_of(method: str, norm: str = "inf") -> str:
+    """What the number of a method, or of ``bab``, is; see :meth:`Method.kind`."""
+    return METHODS[method].kind(norm) if method in METHODS else BRANCHING_KIND
+
+
+def check_measure(method: str, engine: str, measure: Measure) -> None:
+    """Refuse what a method does not bound.
+
+    Raises:
+        InputError: With what it does.
+    """
+    known = METHODS[method]
+    if engine == "auto_lirpa" and (measure.norm != "inf" or measure.free is not None):
+        what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
+        raise InputError(f"engine 'auto_lirpa' does not bound {what}: use engine native")
+    if measure.norm not in known.norms:
+        raise InputError(
+            f"method {method!r} does not bound norm {measure.norm}: it knows "
+            f"{', '.join(known.norms)}; use crown or alpha"
+        )
+    if measure.joint and measure.norm not in known.joint:
+        raise InputError(
+            f"method {method!r} bounds single outputs in norm {measure.norm}: ask for outputs "
+            "'each', or use crown or alpha"
+        )
+    if measure.free is not None and not known.counts_free:
+        raise InputError(f"method {method!r} counts all inputs: leave out inputs 'free'")
 
 
 def run_bounder(bounder: Bounder, problem: LocalProblem) -> Outcome:

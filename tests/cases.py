@@ -72,6 +72,31 @@ def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, bias: bool =
     return nn.Sequential(*layers)
 
 
+class RandomNet(nn.Module):
+    """Linear layers with activations between them, and a skip wherever two sizes agree."""
+
+    def __init__(self, sizes, seed, scale, negative_slope, residual):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(nn.Linear(a, b).double() for a, b in pairwise(sizes))
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.weight.mul_(scale)
+        self.act = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+        self.residual = residual
+        self.eval()
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            y = layer(x)
+            if i < len(self.layers) - 1:
+                y = self.act(y)
+            if self.residual and layer.in_features == layer.out_features:
+                y = x + y
+            x = y
+        return x
+
+
 @dataclass(frozen=True)
 class Case:
     name: str

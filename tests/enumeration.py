@@ -5,6 +5,7 @@ Independent of the tool: numpy and one linear program per pattern, nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -30,12 +31,18 @@ def _region_has_interior(rows: np.ndarray, offsets: np.ndarray, lower, upper) ->
     return -found.fun > 1e-9
 
 
-def exact_constants(model: nn.Module, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+def exact_constants(
+    model: nn.Module,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    measure: Callable[[np.ndarray], np.ndarray] = lambda jacobian: np.abs(jacobian).sum(1),
+) -> np.ndarray:
     """Largest l1 norm of every output's gradient over the box, [C].
 
     Args:
         model: Flatten, then Linear layers with ReLU or LeakyReLU between.
         lower, upper: The box, flat.
+        measure: What is measured of a Jacobian [C, D] instead, [C].
     """
     linears = [m for m in model if isinstance(m, nn.Linear)]
     slopes = [
@@ -53,7 +60,7 @@ def exact_constants(model: nn.Module, lower: np.ndarray, upper: np.ndarray) -> n
         nonlocal best
         matrix, offset = weights[layer] @ matrix, weights[layer] @ offset + biases[layer]
         if layer == len(weights) - 1:
-            best = np.maximum(best, np.abs(matrix).sum(1))
+            best = np.maximum(best, measure(matrix))
             return
         for pattern in product((0, 1), repeat=len(matrix)):
             active = np.array(pattern)

@@ -258,8 +258,8 @@ def test_a_split_that_forgets_a_strip_is_caught(monkeypatch):
 def test_a_relaxation_off_by_a_thousandth_is_caught(monkeypatch):
     true_bound = native_search.vector_bound
 
-    def too_small(*arguments):
-        bound = true_bound(*arguments)
+    def too_small(*arguments, **options):
+        bound = true_bound(*arguments, **options)
         return dataclasses.replace(bound, upper_bound=bound.upper_bound * 0.999)
 
     monkeypatch.setattr(native_search, "vector_bound", too_small)

@@ -335,6 +335,81 @@ def test_interrupting_a_search_keeps_its_row_and_stops(monkeypatch, capsys):
     assert captured.err.count("\n") == 1
 
 
+def test_norms_and_outputs_are_in_the_row_and_in_the_key():
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1", "--method", "alpha"]
+    argv += ["--output", "rows.jsonl"]
+    assert run(*argv, "--norm", "2") == 0
+    assert run(*argv, "--norm", "L2", "--outputs", "all") == 0  # the same: nothing is added
+    assert run(*argv, "--norm", "2", "--outputs", "each") == 0
+    assert run(*argv, "--norm", "1", "--inputs", "free", "--fixed", "0,2-3") == 0
+    assert run(*argv, "--margins", "all", "--norm", "2") == 0
+    whole, each, free, pairs = rows()
+    assert [r["norm"] for r in rows()] == ["2", "2", "1", "2"]
+    assert [r["outputs"] for r in rows()] == ["all", "each", "all", "each"]
+    assert len(whole["class_upper_bounds"]) == 1
+    assert len(each["class_upper_bounds"]) == len(pairs["class_upper_bounds"]) == 3
+    assert each["upper_bound"] < whole["upper_bound"]
+    assert (free["inputs"], free["fixed"]) == ("free", "0,2-3")
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: own_network()(x), torch.from_numpy(np.load("points.npz")["x"][0])
+    )
+    assert whole["upper_bound"] >= float(torch.linalg.matrix_norm(jacobian, ord=2))
+    assert free["upper_bound"] >= float(jacobian[:, 1].abs().sum())
+
+
+def own_network():
+    scope = {}
+    exec(OWN, scope)
+    return scope["make"]()
+
+
+def test_the_search_is_exact_in_every_norm():
+    argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.5", "--bab"]
+    for norm in ("1", "2"):
+        assert run(*argv, "--norm", norm, "--outputs", "each", "--output", "rows.jsonl") == 0
+    assert [r["status"] for r in rows()] == ["exact", "exact"]
+
+
+def test_boxes_from_the_file():
+    x = np.load("points.npz")["x"]
+    argv = ["--model", "own.py:make", "--method", "alpha", "--num-examples", "2"]
+    radii = np.array([0.1, 0.0, 0.2, 0.0])
+    np.savez("eps.npz", x=x, eps=radii)
+    np.savez("each.npz", x=x, eps=np.broadcast_to(radii, x.shape))
+    np.savez("ends.npz", x=x, x_L=x.astype(float) - radii, x_U=x.astype(float) + radii)
+    for name in ("eps", "each", "ends"):
+        assert run(*argv, "--input", f"{name}.npz", "--output", f"{name}.jsonl") == 0
+    bounds = [[r["upper_bound"] for r in rows(f"{n}.jsonl")] for n in ("eps", "each", "ends")]
+    assert bounds[0] == bounds[1] == pytest.approx(bounds[2], rel=1e-5)
+    fixed = ["--input", "points.npz", "--eps", "0.2", "--output", "fixed.jsonl"]
+    assert run(*argv, *fixed, "--fixed", "1,3") == 0
+    assert bounds[0][0] <= rows("fixed.jsonl")[0]["upper_bound"]
+    assert run(*argv, *fixed) == 0
+    assert rows("fixed.jsonl")[0]["upper_bound"] <= rows("fixed.jsonl")[2]["upper_bound"]
+
+
+def test_certified_radii(capsys):
+    x = np.load("points.npz")["x"]
+    predicted = int(own_network()(torch.from_numpy(x[:1])).argmax())
+    labels = np.array([predicted, 0, 1, 2][: len(x)])
+    labels[1] = (int(own_network()(torch.from_numpy(x[1:2])).argmax()) + 1) % 3
+    np.savez("labelled.npz", x=x, y=labels)
+    argv = ["--model", "own.py:make", "--input", "labelled.npz", "--certify", "--method", "alpha"]
+    argv += ["--num-examples", "2", "--output", "rows.jsonl"]
+    assert run(*argv, "--norm", "2") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("certified 1/2 avg_radius ")
+    right, wrong = rows()
+    assert (right["status"], wrong["status"]) == ("certified", "misclassified")
+    assert right["radius"] > 0
+    assert right["margin"] > 0
+    assert wrong["radius"] == 0
+    assert wrong["margin"] < 0
+    assert run(*argv, "--norm", "2") == 0  # resumes
+    assert len(rows()) == 2
+    assert run(*argv, "--norm", "2", "--std", "0.5") == 0
+    assert rows()[2]["radius"] == pytest.approx(right["radius"] / 2)  # of pixels, now
+
+
 def test_signs_of_features_are_certified(capsys):
     argv = ["--model", "own.py:make", "--input", "points.npz", "--num-examples", "2", "--mono"]
     assert run(*argv, "--features", "0,2", "--csv", "signs.csv", "--timeout", "5") == 0
@@ -388,7 +463,28 @@ MISTAKES = {
         ["--eps", "0.1", "--data", "simple", "--model", "simple_cnn_3layer", "--load", WEIGHTS],
         "missing",
     ),
-    "norm": ([*SIMPLE, "--eps", "0.1", "--norm", "2"], "--norm 2: only inf"),
+    "norm": ([*SIMPLE, "--eps", "0.1", "--norm", "3"], "expected inf, 1, 2"),
+    "norm of an engine": (
+        [*SIMPLE, "--eps", "0.1", "--norm", "2", "--engine", "auto_lirpa"],
+        "'auto_lirpa' does not bound norm 2",
+    ),
+    "norm of a method": (
+        [*SIMPLE, "--eps", "0.1", "--norm", "2", "--method", "lipmip"],
+        "'lipmip' does not bound norm 2",
+    ),
+    "bab of all outputs": (
+        [*SIMPLE, "--eps", "0.1", "--norm", "2", "--bab"],
+        "searches single outputs in norm 2",
+    ),
+    "fixed": (
+        [*SIMPLE, "--eps", "0.1", "--fixed", "3,99"],
+        "numbered 0 to 15",
+    ),
+    "fixed that is no list": (
+        [*SIMPLE, "--eps", "0.1", "--fixed", "a-b"],
+        "expected input numbers",
+    ),
+    "certify with eps": ([*SIMPLE, "--eps", "0.1", "--certify"], "--certify finds eps itself"),
     "trace without bab": ([*SIMPLE, "--eps", "0.1", "--trace", "t"], "--trace goes with --bab"),
     "bab of ibp": ([*SIMPLE, "--eps", "0.1", "--bab", "--method", "ibp"], "not --method ibp"),
     "heuristic": (

@@ -64,7 +64,7 @@ def local_l2_constant(
 
 
 def eclipse_bounds(problem: LocalProblem) -> Tensor:
-    """Upper bound of ``||J(x)^T r||_1`` over the box for every row, [R].
+    """Upper bound of every row's norm (L2, or Linf by conversion) over the box, [R].
 
     Args:
         problem: What to bound.
@@ -90,5 +90,6 @@ def eclipse_bounds(problem: LocalProblem) -> Tensor:
         )
         for row in outputs
     ]
-    bounds = np.array(constants) * math.sqrt(len(centre)) * (1 + _MARGIN)
+    factor = math.sqrt(len(centre)) if problem.norm == "inf" else 1.0
+    bounds = np.array(constants) * factor * (1 + _MARGIN)
     return raise_upper_bound(torch.from_numpy(bounds).to(problem.rows))

@@ -29,7 +29,6 @@ from lipschitz.native.passes import Lines, activation_lines
 from lipschitz.native.plan import Exactness, Plan
 from lipschitz.native.rows import needed_indices, place, preactivation_rows, unstable
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import raise_upper_bound
 
 
 def parallel_lines(activation: Activation, preact: Interval) -> Lines:
@@ -78,7 +77,7 @@ def fastlin_preactivations(
 
 @torch.no_grad()
 def fastlip_bound(problem: LocalProblem, *, memory_budget: int | None = None) -> Tensor:
-    """Upper bound of ``||J(x)^T r||_1`` over the box for every row, [R].
+    """Upper bound of the problem's norm over the box for every row, [R], or all together, [1].
 
     Args:
         problem: What to bound.
@@ -91,5 +90,4 @@ def fastlip_bound(problem: LocalProblem, *, memory_budget: int | None = None) ->
     intervals = forward_intervals(graph, lower, upper)
     slopes = slope_intervals(graph, fastlin_preactivations(plan, lower, upper, intervals, budget))
     entries = jacobian_interval(graph, problem.rows, slopes)
-    largest = torch.maximum(entries.lower.abs(), entries.upper.abs())
-    return raise_upper_bound(largest.flatten(1).sum(1))
+    return problem.measure.upper_bound(*entries)

@@ -71,7 +71,7 @@ def _gradients_at(problem: LocalProblem, point: Tensor) -> GradientNorms:
     centre, radius = (problem.lower + problem.upper) / 2, (problem.upper - problem.lower) / 2
     x = centre + radius * point.reshape(centre.shape).to(centre)
     x = x.clamp(problem.lower, problem.upper)[None]
-    norms = gradient_norms(problem.graph, x, problem.rows)[0].clamp(min=0)
+    norms = gradient_norms(problem.graph, x, problem.rows, problem.measure)[0].clamp(min=0)
     norms = norms * (1 - guard(problem.graph.dtype))
     return GradientNorms(norms, x.expand(len(norms), *x.shape[1:]))
 
@@ -88,7 +88,7 @@ def _limits(search: RegionBounds) -> tuple[int, int]:
 
 
 def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0) -> Outcome:
-    """Bounds of ``||J(x)^T r||_1`` over the box by branching on activation patterns, per row.
+    """Bounds of the rows' norms over the box by branching on activation patterns, per row.
 
     Ctrl-C, once the whole box is bounded, ends the search like the time limit.
 

@@ -21,6 +21,7 @@ status but "optimal" and "time limit" leaves the bound in hand.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -185,11 +186,9 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
 
 def _in_float64(problem: LocalProblem) -> LocalProblem:
     """The problem on the CPU in float64, where the solver works."""
-    return LocalProblem(
-        problem.graph.to("cpu", torch.float64),
-        *(t.double().cpu() for t in (problem.centre, problem.lower, problem.upper, problem.rows)),
-        problem.row_names,
-    )
+    names = ("centre", "lower", "upper", "rows")
+    moved = {name: getattr(problem, name).double().cpu() for name in names}
+    return replace(problem, graph=problem.graph.to("cpu", torch.float64), **moved)
 
 
 def _witnesses(problem: LocalProblem, forward: _Forward, values: Tensor) -> GradientNorms:

@@ -1,12 +1,12 @@
-"""LipSDP: the global L2 Lipschitz constant by semidefinite programming, converted to Linf.
+"""LipSDP: the global L2 Lipschitz constant by semidefinite programming, converted for Linf.
 
 Method card
     Needs: a chain of layers (no branches) with ReLU or LeakyReLU, at most 300 inputs and neurons
         together, and the package cvxpy with an open solver (CLARABEL or SCS).
-    Returns: "global L2 x sqrt(D)": an upper bound per row that holds EVERYWHERE, not only on the
-        box, the L2 Lipschitz constant of the row's scalar output times the square root of the
-        number of inputs, since ``||J||_1 <= sqrt(D) ||J||_2``. It is compared with local Linf
-        bounds only so converted. Ctrl-C leaves the rows not yet solved at the product of norms.
+    Returns: an upper bound per row that holds EVERYWHERE, not only on the box: the L2 Lipschitz
+        constant of the row's scalar output, for Linf ("global L2 x sqrt(D)") times the square root
+        of the number of inputs, since ``||J||_1 <= sqrt(D) ||J||_2``. It is compared with local
+        Linf bounds only so converted. Ctrl-C leaves rows not yet solved at the product of norms.
     Idea: any two values of an activation differ by a slope in [a, 1]; a nonnegative multiplier per
         neuron turns that into one linear matrix inequality for the squared constant.
     Sound: yes. Exact: no.
@@ -192,7 +192,7 @@ def _squared_constants(chain: Chain, outputs: np.ndarray, deadline: float) -> tu
 
 
 def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
-    """Upper bound of ``||J(x)^T r||_1`` over ALL inputs x, for every row.
+    """Upper bound of every row's norm (L2, or Linf by conversion) over ALL inputs x.
 
     Args:
         problem: The network and rows; its box does not matter.
@@ -214,6 +214,6 @@ def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
     if chain.weights:
         units = outputs / np.where(lengths > 0, lengths, 1.0)[:, None]
         squared, status = _squared_constants(chain, units, deadline)
-    inputs = problem.graph.input_shape.numel()
-    bounds = np.sqrt(squared * inputs) * lengths * chain.scale
+    factor = problem.graph.input_shape.numel() if problem.norm == "inf" else 1
+    bounds = np.sqrt(squared * factor) * lengths * chain.scale
     return Outcome(raise_upper_bound(torch.from_numpy(bounds).to(problem.rows)), status=status)

@@ -63,7 +63,9 @@ def interrupted_at_once(problem: LocalProblem, *, everywhere: bool) -> Outcome:
             are those of interval arithmetic.
     """
     if everywhere:
-        bounds = global_norm_bound(problem.graph, problem.rows)
+        bounds = global_norm_bound(problem.graph, problem.rows, problem.measure)
     else:
-        bounds = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+        bounds = interval_norm_bound(
+            problem.graph, problem.lower, problem.upper, problem.rows, problem.measure
+        )
     return Outcome(raise_upper_bound(bounds), nothing_found(problem), status=INTERRUPTED)

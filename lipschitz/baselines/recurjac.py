@@ -33,7 +33,6 @@ from lipschitz.native.plan import Plan
 from lipschitz.native.rows import cotangent_rows, needed_indices, place
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import slope_product_lines
-from lipschitz.rounding import raise_upper_bound
 
 
 def fixed_sign_lines(cotangent: Interval, slope: Interval) -> Lines:
@@ -93,7 +92,7 @@ def jacobian_entries(
 
 @torch.no_grad()
 def recurjac_bound(problem: LocalProblem, *, memory_budget: int | None = None) -> Tensor:
-    """Upper bound of ``||J(x)^T r||_1`` over the box for every row, [R].
+    """Upper bound of the problem's norm over the box for every row, [R], or all together, [1].
 
     Args:
         problem: What to bound.
@@ -106,5 +105,4 @@ def recurjac_bound(problem: LocalProblem, *, memory_budget: int | None = None) -
     preacts = preactivation_bounds(plan, lower, upper, intervals, budget=budget)
     slopes = slope_intervals(problem.graph, preacts)
     entries = jacobian_entries(plan, problem.rows, slopes, budget)
-    largest = torch.maximum(entries.lower.abs(), entries.upper.abs())
-    return raise_upper_bound(largest.flatten(1).sum(1))
+    return problem.measure.upper_bound(*entries)

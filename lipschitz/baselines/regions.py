@@ -22,7 +22,7 @@ from lipschitz.native.passes import Lines, value_upper_line
 from lipschitz.native.plan import Plan
 from lipschitz.native.rows import intersect
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import guard
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ class RegionBounds:
             rows.repeat(len(regions), 1),
             {a: Interval(*(e.repeat_interleave(count, 0) for e in s)) for a, s in slopes.items()},
         )
-        largest = torch.maximum(entries.lower.abs(), entries.upper.abs()).flatten(1).sum(1)
-        bounds = raise_upper_bound(largest).reshape(len(regions), count)
+        bounds = self.problem.measure.upper_bound(*entries).reshape(len(regions), count)
         alive = (lower <= upper).all(1).tolist() if self.sizes else [True] * len(regions)
         return [
             replace(

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipschitz.native.attaining import attaining_values
-from lipschitz.native.crown import RootBounds, norm_bounds, preactivation_bounds
+from lipschitz.native.crown import RootBounds, preactivation_bounds, root_bounds
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.memory import default_memory_budget, row_chunks, take
 from lipschitz.native.passes import Lines, activation_lines, value_upper_bound
 from lipschitz.native.plan import Exactness, Plan, unit_rows
 from lipschitz.native.rows import intersect, needed_indices, place, unstable
+from lipschitz.native.spectral import spectral_bounds
 from lipschitz.native.windows import Window
 from lipschitz.problem import LocalProblem
 
@@ -216,7 +217,7 @@ def native_alpha(
     deadline: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RootBounds:
-    """Upper bound of ``||J(x)^T r||_1`` over the box for every row, with optimised slopes.
+    """Upper bound of the problem's norm over the box, with optimised slopes.
 
     Never above :func:`lipschitz.native.crown.native_crown` but for rounding: every interval is
     intersected with plain CROWN's and with interval arithmetic's, and with narrower intervals the
@@ -266,7 +267,9 @@ def native_alpha(
                 left = int(unstable(bounds).sum())
                 progress(f"{problem.graph.nodes[activation].name}: {left} of {before} unstable")
         preacts[activation] = bounds
-    norm = norm_bounds(
-        plan, problem.rows, slope_intervals(problem.graph, preacts), budget=budget, tighten=True
-    )
-    return RootBounds(norm.upper_bound, preacts, norm, margins)
+    found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True)
+    if problem.norm != "2":
+        return found
+    # Centres and distances do not always gain from narrower intervals.
+    around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})
+    return replace(found, class_upper_bounds=torch.minimum(found.class_upper_bounds, around))

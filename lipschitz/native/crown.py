@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipschitz.native.first_layer import FirstLayer
 from lipschitz.native.interval import (
     ForwardIntervals,
     Interval,
@@ -21,12 +22,9 @@ from lipschitz.native.interval import (
     slope_intervals,
 )
 from lipschitz.native.memory import default_memory_budget
-from lipschitz.native.passes import (
-    Lines,
-    activation_lines,
-    cotangent_upper_bound,
-    product_lines,
-)
+from lipschitz.native.norm_node import norm_node
+from lipschitz.native.operator_norm import problem_bounds
+from lipschitz.native.passes import Lines, activation_lines, product_lines
 from lipschitz.native.plan import Exactness, Plan
 from lipschitz.native.rows import (
     cotangent_rows,
@@ -36,9 +34,8 @@ from lipschitz.native.rows import (
     preactivation_rows,
     unstable,
 )
+from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
-from lipschitz.relaxation import absolute_value_chord
-from lipschitz.rounding import raise_upper_bound
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class NormBounds:
     """Bounds of the Jacobian over B boxes (class x subdomain).
 
     Attributes:
-        upper_bound: Upper bound of ``||J(x)^T r||_1``, [B].
+        upper_bound: Upper bound of the norm of ``J(x)^T r``, [B].
         entries: Interval of the Jacobian's entries, [B, *input_shape].
         cotangents: Interval of g by activation node, [B, *shape]; only meant where the slope is
             uncertain.
@@ -65,7 +62,7 @@ class RootBounds:
     """Bounds of a whole problem, before any branching.
 
     Attributes:
-        class_upper_bounds: Upper bound per row of the problem, [R].
+        class_upper_bounds: Upper bound per row of the problem, [R]; [1] of all rows together.
         preacts: Pre-activation interval by activation node, [1, *shape].
         rounding: Widening against rounding that these intervals contain, by activation node,
             [1, *shape].
@@ -126,8 +123,9 @@ def norm_bounds(
     *,
     budget: int,
     tighten: bool = False,
+    measure: Measure | None = None,
 ) -> NormBounds:
-    """Bounds of the Jacobian and its l1 norm from the slopes' intervals.
+    """Bounds of the Jacobian and of its rows' norms from the slopes' intervals.
 
     Args:
         plan: The graph.
@@ -136,11 +134,14 @@ def norm_bounds(
         budget: Bytes for rows.
         tighten: Intersect CROWN's bounds of g and of the entries with interval arithmetic's;
             plain CROWN does not.
+        measure: The norm, of each row; that of Linf if None.
 
     Returns:
         Bounds for B boxes.
     """
     graph, batch = plan.graph, len(rows)
+    measure = (measure or Measure()).each
+    first = FirstLayer.of(plan, measure)
     intervals: dict[int, Interval] = {len(graph.nodes) - 1: Interval(rows, rows)}
     exactness = {len(graph.nodes) - 1: Exactness.CONSTANT}
     cotangents: dict[int, Interval] = {}
@@ -168,7 +169,11 @@ def norm_bounds(
         if node.affine is None:
             slope = slopes[index]
             uncertain = slope.lower != slope.upper
-            cotangents[index] = bounded(index, uncertain)
+            # The l2 norm looks at the first layer's cotangents themselves.
+            wanted = uncertain
+            if first is not None and index in first.activations:
+                wanted = (slope.lower != 0) | (slope.upper != 0)
+            cotangents[index] = bounded(index, wanted)
             lines[index] = product_lines(cotangents[index], slope)
             contributions = [product_interval(cotangents[index], slope)]
             certain = not bool(uncertain.any())
@@ -196,11 +201,9 @@ def norm_bounds(
         zero = rows.new_zeros(batch, *graph.input_shape)
         return NormBounds(rows.new_zeros(batch), Interval(zero, zero), cotangents, {})
     entries = bounded(0, None)
-    slope, intercept = absolute_value_chord(*entries)
-    recorded: dict[int, Tensor] = {}
-    upper_bound = cotangent_upper_bound(plan, 0, slope.unsqueeze(1), lines, rows, recorded)[:, 0]
-    upper_bound = raise_upper_bound(upper_bound + intercept.flatten(1).sum(1))
-    coefficients = {i: c[:, 0] for i, c in recorded.items()}
+    upper_bound, coefficients = norm_node(
+        plan, measure, rows, entries, lines, cotangents, slopes, first
+    )
     return NormBounds(upper_bound, entries, cotangents, coefficients)
 
 
@@ -216,9 +219,10 @@ def _pull_back_interval(plan: Plan, index: int, bounds: Interval) -> list[Interv
 
 @torch.no_grad()
 def native_crown(problem: LocalProblem, *, memory_budget: int | None = None) -> RootBounds:
-    """Upper bound of ``||J(x)^T r||_1`` over the box for every row, by plain CROWN.
+    """Upper bound of the problem's norm over the box, for every row or all together, by CROWN.
 
-    Equals the bounds of Shi et al. 2022 without slope optimisation and without branching.
+    For Linf it equals the bounds of Shi et al. 2022 without slope optimisation and without
+    branching.
 
     Args:
         problem: What to bound.
@@ -232,6 +236,34 @@ def native_crown(problem: LocalProblem, *, memory_budget: int | None = None) -> 
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
     preacts = preactivation_bounds(plan, lower, upper, intervals, budget=budget)
-    norm = norm_bounds(plan, problem.rows, slope_intervals(problem.graph, preacts), budget=budget)
     rounding = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
-    return RootBounds(norm.upper_bound, preacts, norm, rounding)
+    return root_bounds(plan, problem, preacts, rounding, budget=budget)
+
+
+def root_bounds(
+    plan: Plan,
+    problem: LocalProblem,
+    preacts: dict[int, Interval],
+    rounding: dict[int, Tensor],
+    *,
+    budget: int,
+    tighten: bool = False,
+) -> RootBounds:
+    """The bounds of a problem that pre-activation intervals amount to.
+
+    Args:
+        plan: The graph.
+        problem: What to bound.
+        preacts: Pre-activation interval by activation node, [1, *shape].
+        rounding: Widening that these contain, [1, *shape].
+        budget: Bytes for rows.
+        tighten: As in :func:`norm_bounds`.
+    """
+    slopes = slope_intervals(problem.graph, preacts)
+    norm = norm_bounds(
+        plan, problem.rows, slopes, budget=budget, tighten=tighten, measure=problem.measure
+    )
+    bounds = problem_bounds(
+        plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget
+    )
+    return RootBounds(bounds, preacts, norm, rounding)

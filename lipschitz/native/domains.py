@@ -107,6 +107,7 @@ class DomainBounder:
             slope_intervals(self.problem.graph, preacts),
             budget=self.budget,
             tighten=True,
+            measure=self.problem.measure,
         )
         upper_bound = norm.upper_bound.masked_fill(empty, -torch.inf)
         return DomainBounds(upper_bound, preacts, norm, empty)

@@ -71,7 +71,12 @@ class InputSearch:
         preacts = preactivation_bounds(plan, lower, upper, intervals, budget=self.budget)
         slopes = slope_intervals(graph, preacts)
         norm = norm_bounds(
-            plan, self.problem.rows[boxes.row], slopes, budget=self.budget, tighten=True
+            plan,
+            self.problem.rows[boxes.row],
+            slopes,
+            budget=self.budget,
+            tighten=True,
+            measure=self.problem.measure,
         )
         bound = self._objective(boxes, slopes, norm)
         # An entry can vary only through open slopes; cut where that, times the edge, is largest.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.graph import Graph
+from lipschitz.norms import Measure
 from lipschitz.rounding import guard
 
 
@@ -122,18 +123,21 @@ def jacobian_interval(graph: Graph, rows: Tensor, slopes: dict[int, Interval]) -
 
 
 @torch.no_grad()
-def interval_norm_bound(graph: Graph, lower: Tensor, upper: Tensor, rows: Tensor) -> Tensor:
-    """Upper bound of ``||J(x)^T r||_1`` over one box by interval arithmetic alone.
+def interval_norm_bound(
+    graph: Graph, lower: Tensor, upper: Tensor, rows: Tensor, measure: Measure | None = None
+) -> Tensor:
+    """Upper bound of the Jacobian's norm over one box by interval arithmetic alone.
 
     Args:
         graph: The network.
         lower, upper: The box, [*input_shape].
         rows: Output directions [R, C].
+        measure: The norm, that of Linf if None.
 
     Returns:
-        [R].
+        [R], or [1] of all rows together; rounding guard included.
     """
     forward = forward_intervals(graph, lower[None], upper[None])
     preacts = {i: forward.bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
     entries = jacobian_interval(graph, rows, slope_intervals(graph, preacts))
-    return torch.maximum(entries.lower.abs(), entries.upper.abs()).flatten(1).sum(1)
+    return (measure or Measure()).upper_bound(*entries)

@@ -49,6 +49,7 @@ class Plan:
         biases: For every affine node with a bias, the bias as one flat vector of the node's size.
         magnitudes: For every affine node, the map with the magnitudes of its coefficients.
         largest: Number of elements of the largest node.
+        kept: What others have computed from the graph alone and want to find again.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -76,6 +77,7 @@ class Plan:
         }
         self.largest = max(node.shape.numel() for node in graph.nodes)
         self.value_exactness = self._value_exactness()
+        self.kept: dict[object, object] = {}
 
     def preact_node(self, activation: int) -> int:
         """The node whose value is the pre-activation of an activation node."""

@@ -18,6 +18,7 @@ from lipschitz.leaf import check_leaf
 from lipschitz.native.constraints import SplitConstraints
 from lipschitz.native.crown import RootBounds, norm_bounds
 from lipschitz.native.domains import DomainBounder
+from lipschitz.native.first_layer import FirstLayer
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.vector_pass import (
     VectorBound,
@@ -72,6 +73,7 @@ class NativeSearch:
         self.layout = NeuronLayout(problem.graph, self.plan.activations)
         self.intervals = forward_intervals(problem.graph, self.bounder.lower, self.bounder.upper)
         self.ancestors = preact_ancestors(self.plan)
+        self.first_layer = FirstLayer.of(self.plan, problem.measure)
         self.first = self._root_subdomains()
         unstable = (self.first.preact_lower[0] < 0) & (self.first.preact_upper[0] > 0)
         self.constraints = SplitConstraints(
@@ -152,11 +154,24 @@ class NativeSearch:
     def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
         """Upper bound of what is searched: here the norm."""
         directions = self.problem.rows[subdomains.row]
-        return vector_bound(self.plan, self.layout, directions, slopes, subdomains)
+        measure = self.problem.measure
+        return vector_bound(
+            self.plan,
+            self.layout,
+            directions,
+            slopes,
+            subdomains,
+            measure,
+            first=self.first_layer,
+        )
 
     def _bounded(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> Subdomains:
         lower, upper = subdomains.preact_lower, subdomains.preact_upper
         bound = self._vector_bound(subdomains, slopes)
+        measure, curved = self.problem.measure, None
+        if measure.is_curved:
+            spread = measure.counted(subdomains.entry_upper - subdomains.entry_lower)
+            curved = (spread > 0).any(1)
         choice = self.choose(
             SplitFacts(
                 bound.coefficient,
@@ -165,6 +180,7 @@ class NativeSearch:
                 bound.slope_range,
                 (lower < 0) & (upper > 0),
                 bound.entry_gap,
+                curved,
             )
         )
         # A bound that is not a number improves nothing; intervals are widened against rounding,
@@ -207,6 +223,7 @@ class NativeSearch:
             slopes,
             budget=self.bounder.budget,
             tighten=True,
+            measure=self.problem.measure,
         )
         lower = join({i: norm.cotangents[i].lower for i in self.layout.slices}, batch, like)
         upper = join({i: norm.cotangents[i].upper for i in self.layout.slices}, batch, like)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lipschitz.native.crown import intersect
+from lipschitz.native.first_layer import FirstLayer
 from lipschitz.native.interval import ForwardIntervals, Interval, product_interval
 from lipschitz.native.plan import Plan
-from lipschitz.relaxation import absolute_value_chord
-from lipschitz.rounding import raise_upper_bound
+from lipschitz.norms import Measure
 from lipschitz.subdomains import NeuronLayout, Subdomains
 
 
@@ -32,7 +32,8 @@ class VectorBound:
         upper_bound: Upper bound of the norm, [B].
         coefficient: How much it counts each neuron's h = g * s, [B, N].
         slope_range: Width of each neuron's slope interval, [B, N].
-        entry_gap: Intercept of the chord of ``|J_i|``, [B, D].
+        entry_gap: Intercept of the chord of ``|J_i|`` or of its square, 0 where its sign is fixed
+            or known, [B, D].
     """
 
     upper_bound: Tensor
@@ -189,7 +190,9 @@ def vector_bound(
     directions: Tensor,
     slopes: dict[int, Interval],
     subdomains: Subdomains,
+    measure: Measure | None = None,
     functional: Tensor | None = None,
+    first: FirstLayer | None = None,
 ) -> VectorBound:
     """Upper bound of the norm from the intervals the subdomains hold; no interval is changed.
 
@@ -199,17 +202,36 @@ def vector_bound(
         directions: Output direction of each subdomain, [B, C].
         slopes: Slope interval by activation node, [B, *shape].
         subdomains: The subdomains.
+        measure: The norm, of a row, in Linf or L2; that of Linf if None.
         functional: Weights of the entries, [B, D]: bound ``weights . entries`` instead of the norm,
             without a margin for rounding.
+        first: The first layer, for L2: where the distance from its centres is smaller than that
+            from the intervals' centres, the square is bounded from there.
     """
     graph, batch, last = plan.graph, len(subdomains), len(plan.graph.nodes) - 1
-    chord, intercept = absolute_value_chord(subdomains.entry_lower, subdomains.entry_upper)
-    fixed = subdomains.entry_sign != 0
-    chord = torch.where(fixed, subdomains.entry_sign, chord)
-    gap = intercept.masked_fill(fixed, 0)
-    if functional is not None:  # linear already
-        chord, gap = functional, torch.zeros_like(gap)
-    total = gap.sum(1)
+    measure = measure or Measure()
+    entries = subdomains.entry_lower, subdomains.entry_upper
+    if functional is None:
+        chord, gap = measure.chord(*entries, subdomains.entry_sign)
+    else:  # linear already
+        chord, gap = functional, torch.zeros_like(entries[0])
+    total, extra, weight = gap.sum(1), torch.zeros_like(gap[:, 0]), None
+    if first is not None:
+        cotangents = {
+            i: Interval(
+                layout.part(subdomains.cotangent_lower, i),
+                layout.part(subdomains.cotangent_upper, i),
+            )
+            for i in first.activations
+        }
+        centres, radii = first.cotangents(cotangents, slopes)
+        ends = [measure.counted(end) for end in entries]
+        centre = first.centre(centres, directions).clamp(*ends)
+        distance, weight = first.square_distance(radii)
+        nearer = distance < (ends[1] - ends[0]).square().sum(1) / 4
+        chord = torch.where(nearer[:, None], 2 * centre, chord)
+        total = torch.where(nearer, distance - centre.square().sum(1), total)
+        extra = torch.where(nearer, distance, extra)
     pending = {0: chord.reshape(batch, *graph.input_shape)}
     coefficient: dict[int, Tensor] = {}
     for index in range(last + 1):
@@ -235,15 +257,19 @@ def vector_bound(
                 new = node.affine.linear_from(slot, incoming)
             pending[child] = pending[child] + new if child in pending else new
     like = subdomains.cotangent_lower
+    if weight is not None:  # narrower cotangents make the distance smaller
+        sizes = [layout.shapes[i].numel() for i in first.activations]
+        for activation, own in zip(first.activations, weight.split(sizes, dim=1), strict=True):
+            coefficient[activation] = coefficient[activation].abs() + own
     for activation in layout.slices:
         zero = like.new_zeros(1, layout.shapes[activation].numel())
         coefficient.setdefault(activation, zero)
     ranges = {i: s.upper - s.lower for i, s in slopes.items()}
     if functional is None:
-        total = raise_upper_bound(total.clamp(min=0))  # fixed signs may make it negative
+        total = measure.close(total, *entries, extra)
     return VectorBound(
         total,
         layout.join(coefficient, batch, like),
         layout.join(ranges, batch, like),
-        gap,
+        gap.clamp(min=0).masked_fill(subdomains.entry_sign != 0, 0),
     )

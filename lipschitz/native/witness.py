@@ -25,17 +25,26 @@ def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor
     Args:
         problem: The problem.
         points: Points of the box, [B, *input_shape].
-        rows: Row of the problem for each, [B] integers.
+        rows: Row of the problem for each, [B] integers; ignored where the norm is that of all
+            rows together.
 
     Returns:
         [B], in the dtype of the problem; minus infinity where it is not a number.
     """
-    graph, directions = problem.graph.double, problem.rows[rows]
-    computed = problem.graph.gradients(points, directions).flatten(1).abs().sum(1)
+    measure, graph = problem.measure, problem.graph.double
+    directions = problem.rows if measure.joint else problem.rows[rows].unsqueeze(1)
+    batch, count = len(points), directions.shape[-2]  # Jacobians, and rows of each
+    directions = directions.expand(batch, -1, -1).flatten(0, 1)
+    points = points.repeat_interleave(count, 0)
+
+    def matrices(gradients: Tensor) -> Tensor:
+        return gradients.reshape(batch, count, -1)
+
+    computed = measure(matrices(problem.graph.gradients(points, directions)))[:, 0]
     points, directions = points.double(), directions.double()
     bounds = forward_intervals(graph, points, points).bounds
     preacts = {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
     entries = jacobian_interval(graph, directions, slope_intervals(graph, preacts))
-    norms = torch.maximum(entries.lower, -entries.upper).clamp(min=0).flatten(1).sum(1)
+    norms = measure.at_least(*(matrices(end) for end in entries))[:, 0]
     norms = torch.minimum(norms.to(computed), computed)
     return norms.nan_to_num(-torch.inf, posinf=-torch.inf)

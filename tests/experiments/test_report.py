@@ -10,6 +10,7 @@ import pytest
 from experiments import figures, report, tables
 from experiments import rows as rows_module
 from experiments.jobs import make_job
+from experiments.rows import named
 from utils import run_cli
 
 
@@ -271,3 +272,22 @@ def test_traces_become_a_picture(tmp_path, capsys, name):
     missing = str(tmp_path / "none.jsonl")
     assert run_cli(report.main, ["--trace", missing, "--output", str(tmp_path)]) == 2
     assert "there is no such trace" in capsys.readouterr().err
+
+
+def test_other_norms_are_other_quantities():
+    base = {
+        "data": "digits",
+        "network": "net",
+        "run": None,
+        "model": "net",
+        "model_params": {},
+        "method": "crown",
+        "engine": "native",
+        "weights": "w",
+        "optimize": False,
+        "eps": 0.1,
+        "example": 0,
+        "upper_bound": 1.0,
+    }
+    rows = [base, {**base, "norm": "2", "outputs": "each", "inputs": "free"}]
+    assert list(named(rows)["method"]) == ["crown", "crown, L2 of each, free inputs"]

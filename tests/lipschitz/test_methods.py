@@ -1,14 +1,11 @@
 """Every method on every network: the promises of an upper bound."""
 
-from itertools import pairwise
-
 import pytest
 import torch
-from cases import CASES, REFERENCES
+from cases import CASES, REFERENCES, RandomNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
-from torch import nn
 
 from lipschitz import METHODS, MethodOptions, Prepared, make_problem
 from lipschitz.methods import choose_engine, class_upper_bounds, kind_of
@@ -84,31 +81,6 @@ def test_random_networks_and_boxes(sizes, seed, eps, scale, negative_slope, resi
         norms = norms.abs().flatten(2).sum(2).amax(0)
         slack = 1e-12 * (1 + norms)
         assert (norms <= torch.tensor(result.class_upper_bounds, dtype=norms.dtype) + slack).all()
-
-
-class RandomNet(nn.Module):
-    """Linear layers with activations between them, and a skip wherever two sizes agree."""
-
-    def __init__(self, sizes, seed, scale, negative_slope, residual):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.ModuleList(nn.Linear(a, b).double() for a, b in pairwise(sizes))
-        with torch.no_grad():
-            for layer in self.layers:
-                layer.weight.mul_(scale)
-        self.act = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
-        self.residual = residual
-        self.eval()
-
-    def forward(self, x):
-        for i, layer in enumerate(self.layers):
-            y = layer(x)
-            if i < len(self.layers) - 1:
-                y = self.act(y)
-            if self.residual and layer.in_features == layer.out_features:
-                y = x + y
-            x = y
-        return x
 
 
 @pytest.mark.parametrize(
