@@ -13,6 +13,7 @@ ORDER = [
     "lipschitz.activations",
     "lipschitz.affine",
     "lipschitz.graph",
+    "lipschitz.building",
     "lipschitz.tracing",
     "lipschitz.problem",
     "lipschitz.relaxation",

@@ -22,7 +22,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.affine import AffineMap, Combination, Convolution, Linear, Positive, Reshape, Scale
+from lipschitz.affine import (
+    AffineMap,
+    Combination,
+    Convolution,
+    Linear,
+    Positive,
+    Reshape,
+    Scale,
+    TransposedConvolution,
+    Weighted,
+)
 from lipschitz.graph import Graph
 from lipschitz.native.interval import Interval
 from lipschitz.rounding import guard
@@ -121,6 +131,8 @@ def _combination(affine: Combination) -> _Adjoint:
 _RULES: dict[type[AffineMap], Callable[..., _Adjoint]] = {
     Linear: _by_coefficients("weight"),
     Convolution: _by_coefficients("weight"),
+    TransposedConvolution: _by_coefficients("weight"),
+    Weighted: _by_coefficients("weight"),
     Scale: _by_coefficients("factor"),
     Positive: _never_negative,
     Reshape: _never_negative,
