@@ -1,6 +1,6 @@
 """From the trace of a network to its graph, node by node.
 
-The trace is run on a sample of two inputs, so that every shape is known and everything that does
+The trace is run on a sample of inputs, so that every shape is known and everything that does
 not depend on the input (sizes, constants, ``self.weight * 2``) is simply computed. What depends on
 the input must have a rule in :mod:`lipschitz.affine` or be an activation of the table; the rest is
 refused by name.
@@ -40,7 +40,7 @@ class Builder:
 
     Args:
         traced: The network.
-        sample: A batch of two inputs, [2, *input_shape].
+        sample: A batch of inputs, [B, *input_shape]; two, unless the network takes another number.
     """
 
     def __init__(self, traced: fx.GraphModule, sample: Tensor) -> None:

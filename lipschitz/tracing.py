@@ -6,11 +6,15 @@ shapes, and the trace becomes a graph in :mod:`lipschitz.building`.
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr, redirect_stdout
+
 import torch
 from torch import Tensor, fx, nn
 
 from lipschitz.building import Builder, first_line
 from lipschitz.graph import Graph
+from models.formats.exported import ExportedNetwork
 from utils import InputError
 
 # Modules whose training mode changes what they compute.
@@ -40,10 +44,13 @@ def build_graph(model: nn.Module, input_shape: torch.Size | tuple[int, ...]) -> 
     _check_weights(model)
     _check_eval_mode(model)
     device, dtype = _placement(model)
+    is_exported = isinstance(model, ExportedNetwork)
+    batch = (model.batch if is_exported else None) or 2
     generator = torch.Generator().manual_seed(0)
-    sample = torch.rand(2, *input_shape, generator=generator, dtype=torch.float64)
+    sample = torch.rand(batch, *input_shape, generator=generator, dtype=torch.float64)
     sample = sample.to(device=device, dtype=dtype)
-    graph = Builder(_trace(model, sample), sample).build()
+    traced = model.program if is_exported else _trace(model, sample)
+    graph = Builder(traced, sample).build()
     check_jacobian(graph, model)
     return graph
 
@@ -59,7 +66,9 @@ def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     except Exception as error:  # torch.fx raises many kinds; all mean the same to a user
         reason = error
     try:
-        return torch.export.export(model, (sample,), strict=False).module()
+        # torch.export prints what it was doing when it fails.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return torch.export.export(model, (sample,), strict=False).module()
     except Exception:  # torch.export too; the reason of torch.fx is the shorter one
         raise NotImplementedError(
             f"{type(model).__name__} cannot be traced by torch.fx ({first_line(reason)}): its "
@@ -111,7 +120,7 @@ def _own_gradient(model: nn.Module, x: Tensor, rows: Tensor) -> tuple[Tensor, Te
             gradient = torch.autograd.grad(output, x, rows, allow_unused=True)[0]
     except RuntimeError as error:
         raise InputError(
-            f"the network runs on a batch of 2, but not with gradients on one of {len(x)} "
+            f"the network does not run with gradients on a batch of {len(x)} "
             f"({first_line(error)}): write x.shape[0] where the batch size is a number, and leave "
             "values that are read again as they are"
         ) from error

@@ -135,6 +135,11 @@ def load_weights(
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train one with train_model.py")
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path} is a TorchScript program, which is not read; save the network as .pt2 "
+            "(torch.export.save) or .onnx, or its model.state_dict()"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -148,6 +153,14 @@ def _read(path: Path) -> Any:
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
         pass  # how torch reports a damaged file differs from version to version
     raise InputError(f"{path} is not a checkpoint, or it is damaged")
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file holds code beside its weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _without_wrapper_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -279,6 +279,7 @@ FUNCTION_RULES: dict[str, FunctionRule] = {
     "batch_norm": _batch_norm,
     "aten::batch_norm": _aten_batch_norm,
     "instance_norm": _instance_norm,
+    "aten::instance_norm": _aten_batch_norm,
     **dict.fromkeys(("interpolate", "upsample"), _interpolate),
     **dict.fromkeys(
         ("upsample_bicubic2d", "_upsample_bicubic2d_aa"), lambda c, *a, **k: bicubic(c)
