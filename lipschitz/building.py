@@ -109,6 +109,8 @@ class Builder:
     def _add_value(self, name: str, value: Value, result: Tensor | None = None) -> Branch:
         """Record the maps of a rule's answer; ``result`` is the sample's value, where known."""
         if isinstance(value, Branch):
+            if result is not None:  # the same numbers, but perhaps contiguous now
+                self.samples[value.index] = result
             return value
         parents = [self._add_value(f"{name}_{i}", v) for i, v in enumerate(value.inputs)]
         operation = _detached(value.map).to(self.sample.device, self.sample.dtype)

@@ -27,20 +27,15 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
 
 
-def _resnet(
-    in_ch: int, in_dim: int, width: int, linear_size: int, stem_stride: int, stages: list[int]
-) -> nn.Sequential:
-    """A convolution, two blocks a stage (the first with stride 2), two linear layers."""
-    layers: list[nn.Module] = [nn.Conv2d(in_ch, width, 3, stride=stem_stride, padding=1), nn.ReLU()]
-    side, channels = -(-in_dim // stem_stride), width
-    for stage_width in stages:
-        layers += [
-            ResidualBlock(channels, stage_width, 2),
-            ResidualBlock(stage_width, stage_width, 1),
-        ]
-        side, channels = -(-side // 2), stage_width
+def _resnet(in_ch: int, in_dim: int, width: int, linear_size: int, stages: int) -> nn.Sequential:
+    """A convolution, two blocks a stage (the first of stride 2) and two linear layers."""
     if in_dim < 4:
         raise InputError(f"in_dim={in_dim} is too small for a residual network; raise it to 4")
+    layers: list[nn.Module] = [nn.Conv2d(in_ch, width, 3, stride=2, padding=1), nn.ReLU()]
+    side, channels = -(-in_dim // 2), width
+    for _ in range(stages):
+        layers += [ResidualBlock(channels, 2 * width, 2), ResidualBlock(2 * width, 2 * width, 1)]
+        side, channels = -(-side // 2), 2 * width
     return nn.Sequential(
         *layers,
         nn.Flatten(),
@@ -54,11 +49,11 @@ def resnet2b(
     in_ch: int = 3, in_dim: int = 32, width: int = 4, linear_size: int = 100
 ) -> nn.Sequential:
     """Residual network of two blocks (VNN-COMP's resnet_2b has width 8); 10 outputs."""
-    return _resnet(in_ch, in_dim, width, linear_size, 2, [2 * width])
+    return _resnet(in_ch, in_dim, width, linear_size, 1)
 
 
 def resnet4b(
     in_ch: int = 3, in_dim: int = 32, width: int = 4, linear_size: int = 100
 ) -> nn.Sequential:
     """Residual network of four blocks (VNN-COMP's resnet_4b has width 16); 10 outputs."""
-    return _resnet(in_ch, in_dim, width, linear_size, 1, [2 * width, 2 * width])
+    return _resnet(in_ch, in_dim, width, linear_size, 2)

@@ -207,7 +207,9 @@ LAYERS = [
     _apply("addmm", lambda x, c: torch.addmm(c[0], x, c, alpha=-2, beta=0.5), 3, constant=(3, 3)),
     _apply(
         "transposes",
-        lambda x, c: x.permute(0, 2, 3, 1).transpose(1, 2).movedim(1, 2).unsqueeze(1).squeeze(1),
+        lambda x, c: (
+            x.permute(0, 2, 3, 1).transpose(1, 2).movedim(1, 2).contiguous().view(-1, 4, 3)
+        ),
         *(2, 2, 3),
     ),
     _apply(

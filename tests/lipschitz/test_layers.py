@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from layers import LAYERS
 from oracles import dense_matrix, jacobian, jacobians, points_in_box
+from torch import nn
 
 from lipschitz import MethodOptions, Prepared, make_problem
-from lipschitz.native.interval import forward_intervals
+from lipschitz.lirpa.bounds import LirpaEngine
+from lipschitz.native.crown import native_crown
+from lipschitz.native.interval import forward_intervals, interval_norm_bound
 from lipschitz.tracing import build_graph
 
 PLAIN = MethodOptions(optimize=False)
@@ -83,3 +89,63 @@ def test_both_engines_bound_every_gradient(case):
     ):
         assert (value >= box.lower).all()
         assert (value <= box.upper).all()
+
+
+class Composition(nn.Module):
+    """Random steps on [B, 2, 4, 4], each of which may read any earlier value, the input too."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+        self.convolutions = nn.ModuleList(nn.Conv2d(2, 2, 3, padding=1) for _ in steps)
+        self.strided = nn.ModuleList(nn.ConvTranspose2d(2, 2, 4, 2, 1) for _ in steps)
+        self.norm = nn.BatchNorm2d(2)
+        self.last = nn.Linear(32, 2)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(-0.5, 0.5)
+            self.norm.weight.uniform_(-2, 2)
+
+    def forward(self, x):
+        values = [x]
+        for i, (kind, first, second) in enumerate(self.steps):
+            a, b = values[first % len(values)], values[second % len(values)]
+            values.append(
+                {
+                    "conv": lambda a, b, i=i: F.relu(self.convolutions[i](a)),
+                    "add": lambda a, b: a + 0.5 * b,
+                    "sub": lambda a, b: F.relu(a - b),
+                    "cat": lambda a, b: torch.cat([a[:, :1], b.flip(3)[:, 1:]], 1),
+                    "norm": lambda a, b: F.leaky_relu(self.norm(a), 0.2),
+                    "pool": lambda a, b: F.interpolate(F.avg_pool2d(a, 2), scale_factor=2) + b,
+                    "down_up": lambda a, b, i=i: F.relu(self.strided[i](a[..., ::2, 1::2])),
+                    "bicubic": lambda a, b: (
+                        F.interpolate(a, (4, 4), mode="bicubic") - b.mean((2, 3), keepdim=True)
+                    ),
+                    "pad": lambda a, b: F.pad(a, (1, 0, 0, 1), mode="reflect")[:, :, 1:, :4],
+                }[kind](a, b)
+            )
+        return self.last((values[-1] + x).flatten(1))
+
+
+KINDS = ["conv", "add", "sub", "cat", "norm", "pool", "down_up", "bicubic", "pad"]
+STEP = st.tuples(st.sampled_from(KINDS), st.integers(0, 5), st.integers(0, 5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.lists(STEP, min_size=1, max_size=5),
+    eps=st.sampled_from([1e-3, 0.1, 1.0]),
+)
+def test_random_compositions(seed, steps, eps):
+    torch.manual_seed(seed)
+    model = Composition(steps).double().eval()
+    problem = make_problem(build_graph(model, (2, 4, 4)), torch.rand(2, 4, 4).double(), eps)
+    points = points_in_box(problem.lower, problem.upper, 20)
+    largest = jacobians(model, points).abs().flatten(2).sum(2).amax(0)
+    native = native_crown(problem).class_upper_bounds
+    theirs = LirpaEngine(problem.graph).crown(problem, optimize=False).class_upper_bounds
+    interval = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    for bound in (native, theirs, interval):
+        assert (bound >= largest * (1 - 1e-9)).all()
+    torch.testing.assert_close(native, theirs, rtol=1e-6, atol=1e-9)

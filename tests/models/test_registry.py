@@ -106,10 +106,9 @@ def test_layout_and_output(name, params, weights, input_shape):
     assert not model.training
 
 
-RESIDUAL = {
-    # VNN-COMP 2021 counts 11364 and 14436 neurons, the outputs included, at widths 8 and 16.
-    "resnet2b": ({"width": 8}, 6244),
-    "resnet4b": ({"width": 16}, 14436),
+RESIDUAL = {  # at VNN-COMP's widths: ReLUs of the stem, of each block (two layers) and of the head
+    "resnet2b": ({"width": 8}, 8 * 16**2 + 4 * 16 * 8**2 + 100),
+    "resnet4b": ({"width": 16}, 16 * 16**2 + 4 * 32 * (8**2 + 4**2) + 100),
 }
 
 

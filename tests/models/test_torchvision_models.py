@@ -1,0 +1,32 @@
+"""Networks of torchvision by name, traced with weights that are given, never downloaded."""
+
+import pytest
+import torch
+from torch import nn
+
+from lipschitz.tracing import build_graph
+from models import build_model, model_spec
+from utils import InputError
+
+
+def test_a_resnet_is_traced():
+    torch.manual_seed(0)
+    model = build_model("torchvision:resnet18", num_classes=3)
+    assert not model.training
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)  # the stem for small pictures
+    model.maxpool = nn.Identity()
+    graph = build_graph(model, (3, 8, 8))  # compares the Jacobian with autograd's
+    assert len(graph.activation_nodes) == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        ("torchvision:resnet19", {}, "no model 'resnet19': did you mean 'resnet1"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "from --load; nothing is downloaded"),
+        ("torchvision:resnet18", {"width": 3}, "resnet18 failed: .*width"),
+    ],
+)
+def test_what_cannot_be_had_is_said(name, params, words):
+    with pytest.raises(InputError, match=words):
+        model_spec(name, params).build()
