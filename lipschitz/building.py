@@ -50,6 +50,8 @@ class Builder:
         self.nodes: list[Node] = []
         self.samples: list[Tensor] = []  # value of each node on the sample
         self.env: dict[fx.Node, Any] = {}  # constants and, for the rest, Branch
+        self.memory: dict[fx.Node, Tensor] = {}  # results on the sample, to see which share memory
+        self.order = {node: i for i, node in enumerate(traced.graph.nodes)}
 
     def build(self) -> Graph:
         """The graph, in the sample's precision and on its device.
@@ -90,7 +92,8 @@ class Builder:
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return bool(getattr(self.modules[node.target], "inplace", False))
-        return is_in_place(node.target) or bool(node.kwargs.get("inplace", False))
+        options = node.kwargs.get("inplace", False), node.kwargs.get("out") is not None
+        return is_in_place(node.target) or any(options)
 
     def _add(
         self, name: str, parents: tuple[int, ...], value: Tensor, **operation: object
@@ -135,6 +138,8 @@ class Builder:
 
     def _run(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if self._in_place(node):
+            if not args or not isinstance(args[0], Tensor) or kwargs.get("out") is not None:
+                raise NotImplementedError("what it changes in place cannot be followed")
             args = (args[0].clone(), *args[1:])
         if node.op == "call_module":
             return self.modules[node.target](*args, **kwargs)
@@ -152,6 +157,7 @@ class Builder:
                 raise NotImplementedError(
                     f"the network takes a second input {node.target!r}: only one is covered"
                 )
+            self.memory[node] = self.sample
             return self._add(str(node.target), (), self.sample)
         if node.op == "get_attr":
             value: Any = self.traced
@@ -162,19 +168,47 @@ class Builder:
         if node.op == "output":
             return self._output(args[0])
         if node.target is operator.getitem and isinstance(args[0], tuple):
-            return args[0][args[1]]
-        result = self._evaluate(node, args, kwargs)
-        if next(affine.branches_of((args, kwargs)), None) is not None:
-            try:
-                result = self._dependent(node, args, kwargs, result)
-            except NotImplementedError as error:
-                reason = f" ({error})" if str(error) else ""
-                raise NotImplementedError(
-                    f"{self._name(node)} is not supported{reason}: {_COVERED}"
-                ) from error
-        if self._in_place(node) and isinstance(node.args[0], fx.Node):
-            self.env[node.args[0]] = result  # whoever reads that value later reads the new one
+            part = args[0][args[1]]
+            if isinstance(part, Branch):
+                self.memory[node] = self.samples[part.index]
+            return part
+        computed = result = self._evaluate(node, args, kwargs)
+        if isinstance(computed, Tensor):
+            self.memory[node] = computed
+        try:
+            if next(affine.branches_of((args, kwargs)), None) is not None:
+                result = self._dependent(node, args, kwargs, computed)
+            if self._in_place(node):
+                self._overwrite(node, computed, result)
+        except NotImplementedError as error:
+            reason = f" ({error})" if str(error) else ""
+            raise NotImplementedError(
+                f"{self._name(node)} is not supported{reason}: {_COVERED}"
+            ) from error
         return result
+
+    def _overwrite(self, node: fx.Node, computed: Any, result: Any) -> None:
+        """Let whoever reads the changed value later read the new one.
+
+        Raises:
+            NotImplementedError: Another value that is read later shares its memory, or it is a
+                weight.
+        """
+        changed = node.args[0] if node.args else None
+        if not isinstance(changed, fx.Node) or not isinstance(computed, Tensor):
+            raise NotImplementedError("what it changes in place cannot be followed")
+        if changed.op == "get_attr":
+            raise NotImplementedError("it changes a weight in place")
+        address = self.memory[changed].untyped_storage().data_ptr()
+        for other, tensor in self.memory.items():
+            shares = tensor.untyped_storage().data_ptr() == address
+            later = any(self.order[user] > self.order[node] for user in other.users)
+            if shares and later and other not in (changed, node):
+                raise NotImplementedError(
+                    f"it changes {changed.name!r} in place, whose memory {other.name!r} shares"
+                )
+        self.env[changed] = result
+        self.memory[changed] = computed
 
     def _evaluate(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         try:

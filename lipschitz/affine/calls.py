@@ -21,6 +21,7 @@ from lipschitz.affine.maps import Positive, Reshape, Weighted
 
 _NAMESPACES = (F, torch, operator, torch.Tensor, torch._C._nn)
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
+_WRITES = frozenset(["setitem", "delitem", *_IN_PLACE])
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def is_in_place(target: Any) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if isinstance(target, torch._ops.OpOverload):
         name = target._opname
-    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def _plain(name: str) -> str:
@@ -151,6 +152,10 @@ def positive(call: Call) -> Applied:
     """The operator as a map whose coefficients are never negative, which the caller vouches for."""
     shapes = [branch.shape for branch in call.branches]
     offset = _try_out(call.operation, shapes, call)
+    with torch.no_grad():
+        ones = call.operation(*[offset.new_ones(1, *shape) for shape in shapes])
+    if bool((ones - offset < -1e3 * torch.finfo(offset.dtype).eps * (1 + offset.abs())).any()):
+        raise NotImplementedError("it has negative coefficients")
     operation = Positive(
         call.operation, shapes, call.shape, offset if bool((offset != 0).any()) else None
     )

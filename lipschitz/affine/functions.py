@@ -209,9 +209,17 @@ def _from_left(x: Tensor, weight: Tensor) -> Tensor:
     return weight @ x
 
 
+def resized(call: Call, mode: str) -> Value:
+    """Resizing by the mode of that name."""
+    if mode == "bicubic":
+        return bicubic(call)
+    if mode not in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area"):
+        raise NotImplementedError(f"the mode {mode!r}")
+    return positive(call)
+
+
 def _interpolate(call: Call, *args: Any, mode: str = "nearest", **kwargs: Any) -> Value:
-    mode = args[3] if len(args) > 3 else mode
-    return bicubic(call) if mode == "bicubic" else positive(call)
+    return resized(call, args[3] if len(args) > 3 else mode)
 
 
 def _identity(call: Call, input: Value, *args: Any, **kwargs: Any) -> Value:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lipschitz.affine.base import Applied, Branch, Value
 from lipschitz.affine.calls import Call, positive, reshaped
-from lipschitz.affine.functions import bicubic, convolution, scale_per_channel, transposed
+from lipschitz.affine.functions import convolution, resized, scale_per_channel, transposed
 from lipschitz.affine.maps import Linear, Positive
 
 ModuleRule = Callable[[Call, nn.Module], Value]
@@ -92,7 +92,7 @@ def _reshape(call: Call, module: nn.Module) -> Value:
 
 
 def _upsample(call: Call, module: nn.Upsample) -> Value:
-    return bicubic(call) if module.mode == "bicubic" else positive(call)
+    return resized(call, module.mode)
 
 
 MODULE_RULES: dict[type[nn.Module], ModuleRule] = {

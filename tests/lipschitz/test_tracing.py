@@ -195,14 +195,64 @@ def test_what_does_not_keep_examples_apart_is_refused(function, named):
         (lambda x: x.sort(1)[0], "'sort'"),
         (lambda x: x * x.sum(1).tolist()[0][0], "'tolist'"),
         (lambda x: x.cumprod(1), "'cumprod'"),
+        (lambda x: F.avg_pool1d(x, 2) + F.avg_pool2d(x, 2, divisor_override=-2), "negative"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_functions_that_are_not_affine_are_refused_by_name(function, named):
     model = nn.Sequential(nn.Conv1d(2, 2, 1), Mixing(function))
     with pytest.raises(NotImplementedError, match=named) as error:
         build_graph(model.eval(), (2, 4))
     assert "\n" not in str(error.value)
+
+
+def overwrites_rarely(x):
+    x[x > 100] = 0
+    return x
+
+
+def overwrites_a_part(x):
+    x[:, 0] = x[:, 1]
+    return x
+
+
+def overwrites_through_a_view(x):
+    y = x * 1.0
+    torch.relu_(y[:, :2])
+    return y
+
+
+def overwrites_what_it_views(x):
+    y = x * 1.0
+    view = y.flatten(1)
+    y.relu_()
+    return view
+
+
+def writes_out(x):
+    y = x * 1.0
+    torch.cat([x, x], 1, out=y)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (overwrites_rarely, "'gt'"),
+        (overwrites_a_part, "setitem|copy_"),
+        (overwrites_through_a_view, "shares"),
+        (overwrites_what_it_views, "shares"),
+        (writes_out, "cat.*in place"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_changes_in_place_that_random_points_may_not_show_are_refused(function, named):
+    """Weights and inputs are positive, so that every comparison with autograd would pass."""
+    model = unsupported(Mixing(function))
+    with torch.no_grad():
+        model[0].weight.abs_(), model[0].bias.abs_()
+    with pytest.raises(NotImplementedError, match=named):
+        build_graph(model, (4,))
 
 
 def relu(x):
