@@ -167,7 +167,7 @@ def _without_wrapper_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name[len(prefix) :]: tensor for name, tensor in weights.items()}
-    return dict(weights)
+    return weights  # as it is, if it can be: torch keeps layers' versions beside the tensors
 
 
 def _mismatches(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from lipschitz.tracing import build_graph
 from models import build_model, model_spec
+from models.checkpoint import load_weights
 from utils import InputError
 
 
@@ -17,6 +18,16 @@ def test_a_resnet_is_traced():
     model.maxpool = nn.Identity()
     graph = build_graph(model, (3, 8, 8))  # compares the Jacobian with autograd's
     assert len(graph.activation_nodes) == 17
+
+
+def test_weights_whose_layers_have_versions_load(tmp_path):
+    torch.manual_seed(0)
+    first = build_model("torchvision:mnasnet0_5", num_classes=2)
+    torch.save(first.state_dict(), tmp_path / "weights.pth")
+    second = build_model("torchvision:mnasnet0_5", num_classes=2)
+    load_weights(second, tmp_path / "weights.pth")
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(first(x), second(x))
 
 
 @pytest.mark.parametrize(
