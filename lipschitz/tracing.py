@@ -15,8 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lipschitz import affine
-from lipschitz.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
+from lipschitz.activations import (
+    ACTIVATION_FUNCTIONS,
+    ACTIVATION_MODULES,
+    SUPPORTED_ACTIVATIONS,
+    PiecewiseLinear,
+    Square,
+)
 from lipschitz.graph import Graph, Node
+from lipschitz.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
 from utils import InputError
 
 # Modules whose training mode changes what they compute.
@@ -227,7 +234,8 @@ class _Builder:
             reason = f" ({error})" if str(error) else ""
             raise NotImplementedError(
                 f"{target} is not supported{reason}: the network may use Linear, Conv, BatchNorm "
-                "(eval), AvgPool, Flatten/reshape, +, -, scaling by constants, ReLU, LeakyReLU"
+                "(eval), AvgPool, Flatten/reshape, +, -, scaling by constants, "
+                f"{SUPPORTED_ACTIVATIONS}"
             ) from error
 
     def _name(self, node: fx.Node) -> str:
@@ -278,6 +286,9 @@ class _Builder:
                 lambda x: target(x, *args[1:], **kwargs), shape, value.shape[1:]
             )
             return self._add_affine(node, first, operation, value)
+        if target in POOLING_FUNCTIONS:
+            windows = POOLING_FUNCTIONS[target](shape, value.shape[1:], *args[1:], **kwargs)
+            return self._maximum(node, first, windows, value)
         if target in ACTIVATION_FUNCTIONS:
             activation = ACTIVATION_FUNCTIONS[target](*args[1:], **kwargs)
             return self._add(node.name, (first.index,), value, activation=activation)
@@ -303,10 +314,40 @@ class _Builder:
         if rule is not None:
             operation = _detached(rule(module, shape, value.shape[1:]))
             return self._add_affine(node, args[0], operation, value)
+        pooling = _lookup(module, POOLING_MODULES)
+        if pooling is not None:
+            windows = pooling[0](shape, value.shape[1:], **pooling[1](module))
+            return self._maximum(node, args[0], windows, value)
         activation = _lookup(module, ACTIVATION_MODULES)
         if activation is not None:
-            return self._add(node.name, (args[0].index,), value, activation=activation(module))
+            return self._add(
+                node.name, (args[0].index,), value, activation=activation(module, value)
+            )
         raise NotImplementedError
+
+    def _maximum(self, node: fx.Node, parent: _Ref, windows: Tensor, value: Tensor) -> _Ref:
+        """The largest entry of every window, see :mod:`lipschitz.pooling`."""
+        current, relu = parent, PiecewiseLinear()
+        device, dtype = value.device, value.dtype
+        for level in comparisons(windows, self._shape(parent), value.shape[1:]):
+            x = self.samples[current.index]
+            chosen = level.chosen.to(device, dtype)
+            kept = chosen.linear(x)
+            base = self._add(f"{node.name}.keep", (current.index,), kept, affine=chosen)
+            if not level.difference.output_shape.numel():  # windows of one entry
+                return base
+            difference, placed = (p.to(device, dtype) for p in (level.difference, level.placed))
+            excess = difference.linear(x)
+            compared = self._add(
+                f"{node.name}.compare", (current.index,), excess, affine=difference
+            )
+            excess = relu.forward(excess)
+            positive = self._add(f"{node.name}.relu", (compared.index,), excess, activation=relu)
+            excess = placed.linear(excess)
+            gain = self._add(f"{node.name}.place", (positive.index,), excess, affine=placed)
+            both = affine.Combination((1, 1), kept.shape[1:])
+            current = self._add(node.name, (base.index, gain.index), kept + excess, affine=both)
+        return current
 
     def _sum(self, node: fx.Node, args: tuple, kwargs: dict, value: Tensor) -> _Ref:
         signs = affine.SUM_OPERATORS[node.target]
@@ -329,9 +370,11 @@ class _Builder:
         if len(args) != 2 or kwargs:
             raise NotImplementedError("only the plain two-operand form")
         left, right = args
-        if isinstance(left, _Ref) and isinstance(right, _Ref):
-            raise NotImplementedError("both factors depend on the input")
         quotient = node.target in affine.QUOTIENT_OPERATORS
+        if isinstance(left, _Ref) and isinstance(right, _Ref):
+            if left.index == right.index and not quotient:
+                return self._add(node.name, (left.index,), value, activation=Square())
+            raise NotImplementedError("both factors depend on the input")
         if quotient and isinstance(right, _Ref):
             raise NotImplementedError("it divides by a function of the input")
         branch, constant = (left, right) if isinstance(left, _Ref) else (right, left)

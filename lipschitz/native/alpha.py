@@ -23,13 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.activations import PiecewiseLinear
 from lipschitz.native.attaining import attaining_values
 from lipschitz.native.crown import RootBounds, norm_bounds, preactivation_bounds
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.memory import default_memory_budget, row_chunks, take
 from lipschitz.native.passes import Lines, activation_lines, value_upper_bound
 from lipschitz.native.plan import Exactness, Plan, unit_rows
-from lipschitz.native.rows import intersect, needed_indices, place, unstable
+from lipschitz.native.rows import intersect, needed_indices, place
 from lipschitz.native.windows import Window
 from lipschitz.problem import LocalProblem
 
@@ -129,7 +130,11 @@ def optimised_preactivation_rows(
             plan.preact_node(activation),
             unit_rows(indices[chunk], graph.nodes[plan.preact_node(activation)].shape, lower),
             {a: line.take(boxes) for a, line in lines.items()},
-            {a: unstable(Interval(*(take(e, boxes) for e in preacts[a]))) for a in earlier},
+            {
+                a: graph.nodes[a].activation.is_open(*(take(e, boxes) for e in preacts[a]))
+                for a in earlier
+                if isinstance(graph.nodes[a].activation, PiecewiseLinear)
+            },
             (take(centre, boxes), take(radius, boxes)),
             min(batch, boxes.stop) - boxes.start,
             search,
@@ -158,22 +163,24 @@ def _optimised_chunk(
 ) -> Tensor:
     """Smallest upper bound found for each of the rows [1, K, *shape]: [B, K].
 
-    ``lines`` are those to start from, ``free`` [B or 1, *shape] says which may change, and ``box``
-    is its centre and radius, [B or 1, *input_shape].
+    ``lines`` are those to start from, ``free`` [B or 1, *shape] says which may change (activations
+    without an entry keep theirs), and ``box`` is its centre and radius, [B or 1, *input_shape].
     """
     record: dict[int, Window] = {}
     best = value_upper_bound(plan, node, rows, lines, *box, record).expand(batch, rows.shape[1])
+    if not free:
+        return best
     # From here on only the part of every layer that the rows touch.
     lines = {
         a: line.cut_to(record[a])._replace(is_cut=True) for a, line in lines.items() if a in record
     }
-    upper_slopes = {a: line.lower_slope + line.slope_gap for a, line in lines.items()}
+    free = {a: record[a].cut(free[a].unsqueeze(1)) for a in lines if a in free}
+    upper_slopes = {a: lines[a].lower_slope + lines[a].slope_gap for a in free}
     slopes = {
-        a: line.lower_slope.expand(*best.shape, *record[a].values.shape[2:]).contiguous()
-        for a, line in lines.items()
+        a: lines[a].lower_slope.expand(*best.shape, *record[a].values.shape[2:]).contiguous()
+        for a in free
     }
-    free = {a: record[a].cut(free[a].unsqueeze(1)) for a in lines}
-    smallest = {a: plan.graph.nodes[a].activation.negative_slope for a in lines}
+    smallest = {a: plan.graph.nodes[a].activation.negative_slope for a in free}
     adam = _Adam(slopes, search)
     before = best.sum()
     start, idle = float(before), 0
@@ -183,18 +190,18 @@ def _optimised_chunk(
         values = attaining_values(plan, record, lines, *box)
         gradients = {
             a: (record[a].values.clamp(max=0) * values[plan.preact_node(a)]).mul_(free[a])
-            for a in lines
+            for a in free
         }
         adam.descend(gradients, smallest)
-        lines = {
+        lines |= {
             a: Lines(
                 slopes[a],
                 upper_slopes[a] - slopes[a],
-                line.lower_intercept,
-                line.intercept_gap,
+                lines[a].lower_intercept,
+                lines[a].intercept_gap,
                 True,
             )
-            for a, line in lines.items()
+            for a in free
         }
         record = {}
         best = torch.minimum(best, value_upper_bound(plan, node, rows, lines, *box, record))
@@ -244,7 +251,8 @@ def native_alpha(
     for activation in plan.activations:
         node = plan.preact_node(activation)
         bounds = intersect(intervals.bounds[node], plain[activation])
-        mask = unstable(bounds)
+        is_open = problem.graph.nodes[activation].activation.is_open
+        mask = is_open(*bounds)
         before = int(mask.sum())
         if before and plan.value_exactness[node] is Exactness.LOOSE:
             indices = needed_indices(mask)
@@ -263,7 +271,7 @@ def native_alpha(
             rows = rows + margins[activation].flatten(1)[:, indices]
             bounds = intersect(bounds, place(bounds, rows, indices, mask))
             if progress is not None:
-                left = int(unstable(bounds).sum())
+                left = int(is_open(*bounds).sum())
                 progress(f"{problem.graph.nodes[activation].name}: {left} of {before} unstable")
         preacts[activation] = bounds
     norm = norm_bounds(

@@ -55,6 +55,8 @@ def attaining_values(
             positive = target.values > 0
             slope = line.lower_slope + line.slope_gap * positive
             intercept = line.intercept_gap.unsqueeze(1) * positive.flatten(2)
+            if line.lower_intercept is not None:
+                intercept = intercept + line.lower_intercept.unsqueeze(1)
             found = _within(inputs[0], target) * slope
             found = found + intercept.reshape(*intercept.shape[:2], *target.values.shape[2:])
         values[index] = target.having(found)

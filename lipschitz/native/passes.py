@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation
+from lipschitz.activations import Activation, PiecewiseLinear
 from lipschitz.native.interval import Interval
 from lipschitz.native.memory import take
 from lipschitz.native.plan import Plan
@@ -69,23 +69,26 @@ def activation_lines(
     lower_slope: Tensor | None = None,
     rounding: Tensor | None = None,
 ) -> Lines:
-    """Lines around a piecewise linear activation over its pre-activation interval.
+    """Lines around an activation over its pre-activation interval.
 
-    The upper line is the chord; the lower one passes through the origin with any slope between
-    the activation's two. The default is the one of CROWN (Zhang et al. 2018): the larger slope if
-    the chord's is above one half, else the smaller.
+    For ReLU and LeakyReLU the upper line is the chord; the lower one passes through the origin
+    with any slope between the activation's two. The default is the one of CROWN (Zhang et al.
+    2018): the larger slope if the chord's is above one half, else the smaller. Other activations
+    have the lines of least area.
 
     Args:
-        activation: A piecewise linear activation.
+        activation: The activation.
         preact: Interval [B, *shape].
-        lower_slope: Slope of the lower line where the neuron is unstable, between the two slopes
-            of the activation, broadcastable to [B, K, *shape].
+        lower_slope: Slope of the lower line where the neuron is open: for ReLU and LeakyReLU
+            between the two slopes, broadcastable to [B, K, *shape]; else any, [B, 1, *shape].
         rounding: How far rounding may have moved the pre-activation, [1 or B, *shape]. The lines
             are set that far apart, so that a bound of a later layer allows for it too.
 
     Returns:
         The lines; slopes [B, 1, *shape], or [B, K, *shape] as ``lower_slope`` has them.
     """
+    if not isinstance(activation, PiecewiseLinear):
+        return _curve_lines(activation, preact, lower_slope, rounding)
     small = activation.negative_slope
     lower, upper = preact
     active = lower >= 0
@@ -108,6 +111,31 @@ def activation_lines(
         lower_slope = small + (1 - small) * (upper_slope > 0.5).to(upper.dtype)
     lower_slope = torch.where(unstable, lower_slope, stable_slope)
     return Lines(lower_slope, upper_slope - lower_slope, lower_intercept, intercept)
+
+
+def _curve_lines(
+    activation: Activation,
+    preact: Interval,
+    lower_slope: Tensor | None,
+    rounding: Tensor | None,
+) -> Lines:
+    """:func:`activation_lines` of any other activation."""
+    lines = activation.lines(*preact)
+    if lower_slope is not None:
+        slope = torch.where(activation.is_open(*preact), lower_slope.squeeze(1), lines.lower_slope)
+        lines = lines._replace(
+            lower_slope=slope, lower_intercept=activation.support(slope, *preact, 1)[0]
+        )
+    below, above = lines.lower_intercept, lines.upper_intercept
+    if rounding is not None:
+        below = below - lines.lower_slope.abs() * rounding
+        above = above + lines.upper_slope.abs() * rounding
+    return Lines(
+        lines.lower_slope.unsqueeze(1),
+        (lines.upper_slope - lines.lower_slope).unsqueeze(1),
+        below.flatten(1),
+        (above - below).flatten(1),
+    )
 
 
 def product_lines(cotangent: Interval, slope: Interval) -> Lines:

@@ -19,11 +19,6 @@ def intersect(first: Interval, second: Interval) -> Interval:
     )
 
 
-def unstable(preact: Interval) -> Tensor:
-    """Neurons whose sign is open; bool of the same shape."""
-    return (preact.lower < 0) & (preact.upper > 0)
-
-
 def needed_indices(mask: Tensor) -> Tensor:
     """Flat coordinates that some box needs, by place: mask [B, *shape] to indices [K]."""
     return by_tiles(mask.flatten(1).any(0).nonzero()[:, 0], mask.shape[1:])
