@@ -82,7 +82,7 @@ class Subdomains(Batch):
 
 
 class NeuronLayout:
-    """Where the neurons of each activation node are in the flat [B, N] tensors.
+    """Where the neurons of each activation node are in the flat [B, N] tensors, and their kinds.
 
     Args:
         graph: The network.
@@ -92,17 +92,13 @@ class NeuronLayout:
     def __init__(self, graph: Graph, activations: Sequence[int]) -> None:
         self.shapes = {i: graph.nodes[i].shape for i in activations}
         self.kinds = {i: graph.nodes[i].activation for i in activations}
+        self.splits_at_zero = all(kind.splits_at_zero for kind in self.kinds.values())
         self.slices: dict[int, slice] = {}
         start = 0
         for index, shape in self.shapes.items():
             self.slices[index] = slice(start, start + shape.numel())
             start += shape.numel()
         self.total = start
-
-    @property
-    def splits_at_zero(self) -> bool:
-        """Whether every neuron is split at 0."""
-        return all(a.splits_at_zero for a in self.kinds.values())
 
     def is_open(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Neurons that a split of their pre-activation interval helps, [B, N]."""

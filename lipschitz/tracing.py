@@ -19,6 +19,7 @@ from lipschitz.activations import (
     ACTIVATION_FUNCTIONS,
     ACTIVATION_MODULES,
     SUPPORTED_ACTIVATIONS,
+    Activation,
     PiecewiseLinear,
     Square,
 )
@@ -291,7 +292,7 @@ class _Builder:
             return self._maximum(node, first, windows, value)
         if target in ACTIVATION_FUNCTIONS:
             activation = ACTIVATION_FUNCTIONS[target](*args[1:], **kwargs)
-            return self._add(node.name, (first.index,), value, activation=activation)
+            return self._add_activation(node, first, activation, value)
         raise NotImplementedError
 
     def _add_affine(
@@ -299,6 +300,12 @@ class _Builder:
     ) -> _Ref:
         operation = operation.to(self.sample.device, self.sample.dtype)
         return self._add(node.name, (parent.index,), value, affine=operation)
+
+    def _add_activation(
+        self, node: fx.Node, parent: _Ref, activation: Activation, value: Tensor
+    ) -> _Ref:
+        activation = activation.to(self.sample.device, self.sample.dtype)
+        return self._add(node.name, (parent.index,), value, activation=activation)
 
     def _module(
         self, node: fx.Node, module: nn.Module, args: tuple, kwargs: dict, value: Tensor
@@ -320,9 +327,7 @@ class _Builder:
             return self._maximum(node, args[0], windows, value)
         activation = _lookup(module, ACTIVATION_MODULES)
         if activation is not None:
-            return self._add(
-                node.name, (args[0].index,), value, activation=activation(module, value)
-            )
+            return self._add_activation(node, args[0], activation(module, value), value)
         raise NotImplementedError
 
     def _maximum(self, node: fx.Node, parent: _Ref, windows: Tensor, value: Tensor) -> _Ref:
@@ -373,7 +378,7 @@ class _Builder:
         quotient = node.target in affine.QUOTIENT_OPERATORS
         if isinstance(left, _Ref) and isinstance(right, _Ref):
             if left.index == right.index and not quotient:
-                return self._add(node.name, (left.index,), value, activation=Square())
+                return self._add_activation(node, left, Square(), value)
             raise NotImplementedError("both factors depend on the input")
         if quotient and isinstance(right, _Ref):
             raise NotImplementedError("it divides by a function of the input")

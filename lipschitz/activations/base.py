@@ -43,6 +43,7 @@ class Activation:
         slope_range: Smallest and largest slope anywhere, rounded outwards; infinite if unbounded.
         value_range: The same of the function itself.
         rounds: Whether computing the function rounds at all.
+        underflows: Whether slopes come near 0 without being 0.
     """
 
     name: str = "activation"
@@ -53,6 +54,7 @@ class Activation:
     slope_range: tuple[float, float] = (0.0, 1.0)
     value_range: tuple[float, float] = (-math.inf, math.inf)
     rounds: bool = True
+    underflows: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -148,9 +150,10 @@ class Activation:
                 largest = torch.where(inside, torch.maximum(largest, slope), largest)
             margin = torch.where(inside, torch.maximum(margin, self.slope_scale(at)), margin)
         information = torch.finfo(lower.dtype)
-        margin = _SLOPE_UNITS * information.eps * margin + _UNDERFLOW * information.tiny * (
-            margin > 0
-        )
+        tiny = _UNDERFLOW * information.tiny * ((margin > 0) | self.underflows)
+        margin = _SLOPE_UNITS * information.eps * margin + tiny
+        smallest = torch.where(lower.isnan(), lower, smallest)
+        largest = torch.where(lower.isnan(), lower, largest)
         return self._within(self.slope_range, smallest - margin, largest + margin)
 
     @staticmethod

@@ -300,4 +300,4 @@ class ELU(Activation):
     def slope_scale(self, preact: Tensor) -> Tensor:
         """Exact for ``z >= 0``; the exponent's own rounding grows with it."""
         below = self.piece_slope(0, preact) * (1 + self.rate * preact.abs().clamp(max=1e3))
-        return torch.where(preact >= 0, 0.0, below)
+        return torch.where(preact >= 0, 0.0, below.clamp(min=torch.finfo(below.dtype).tiny))

@@ -27,6 +27,8 @@ _FAR = 1e3
 class Smooth(Activation):
     """Base of activations without kinks: one formula for the slope of all pieces."""
 
+    underflows = True
+
     def true_slope(self, preact: Tensor) -> Tensor:
         """The derivative, any shape."""
         raise NotImplementedError
@@ -234,6 +236,7 @@ class Square(Smooth):
 
     name = "square"
     curvatures = (1,)
+    underflows = False
     slope_range = (-math.inf, math.inf)
     value_range = (0.0, math.inf)
     turning_points = (0.0,)
@@ -304,12 +307,15 @@ class Gated(Smooth):
     curvatures = (-1, 1, -1)
 
     def inverse_slope(self, piece: int, slope: Tensor) -> Tensor:
-        """Interpolated in a table."""
+        """Interpolated in a table; slopes nearer to the limit than the table goes are far out."""
         slopes, points = _inverse_table(self, piece, slope.device, slope.dtype)
         right = torch.searchsorted(slopes, slope.contiguous()).clamp(1, len(slopes) - 1)
         low, high = slopes[right - 1], slopes[right]
         share = (slope - low) / (high - low).clamp(min=torch.finfo(slope.dtype).tiny)
-        return torch.lerp(points[right - 1], points[right], share.clamp(0, 1))
+        found = torch.lerp(points[right - 1], points[right], share.clamp(0, 1))
+        if piece == 0:
+            return torch.where(slope > slopes[-1], -torch.inf, found)
+        return torch.where(slope < slopes[0], torch.inf, found) if piece == 2 else found
 
 
 @dataclass(frozen=True)

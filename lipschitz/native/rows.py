@@ -29,11 +29,12 @@ def place(base: Interval, bounds: Tensor, indices: Tensor, mask: Tensor) -> Inte
 
     Args:
         base: Interval [B or 1, *shape].
-        bounds: Upper bounds [2, B, K] of the rows and of the negated rows.
+        bounds: Upper bounds [2, B or 1, K] of the rows and of the negated rows.
         indices: Flat coordinates of the rows, [K].
         mask: Where to use them, [B or 1, *shape].
     """
-    batch, shape = bounds.shape[1], base.lower.shape[1:]
+    batch = max(bounds.shape[1], len(base.lower), len(mask))
+    shape = base.lower.shape[1:]
     ends = []
     for old, new in ((base.lower, -bounds[1]), (base.upper, bounds[0])):
         old = old.expand(batch, *shape).flatten(1)

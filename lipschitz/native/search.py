@@ -183,10 +183,10 @@ class NativeSearch:
 
     def children(self, parents: Subdomains) -> Subdomains:
         """Both closed halves of every parent, bounded."""
-        points = None
-        if not self.layout.splits_at_zero:
-            points = self.layout.split_points(parents.preact_lower, parents.preact_upper)
-        return self.evaluate(closed_halves(parents, self.table, points))
+        if self.layout.splits_at_zero:
+            return self.evaluate(closed_halves(parents, self.table))
+        points = self.layout.split_points(parents.preact_lower, parents.preact_upper)
+        return self.evaluate(closed_halves(parents, points=points))
 
     def refine(self, subdomains: Subdomains) -> Report:
         """CROWN bounds and a feasibility test for subdomains that have been split enough."""
