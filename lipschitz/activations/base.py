@@ -44,6 +44,7 @@ class Activation:
         value_range: The same of the function itself.
         rounds: Whether computing the function rounds at all.
         underflows: Whether slopes come near 0 without being 0.
+        free_lines: Whether :meth:`support` serves any interval in tensors of any layout.
     """
 
     name: str = "activation"
@@ -55,6 +56,7 @@ class Activation:
     value_range: tuple[float, float] = (-math.inf, math.inf)
     rounds: bool = True
     underflows: bool = False
+    free_lines: bool = True
 
     def __str__(self) -> str:
         return self.name

@@ -50,6 +50,7 @@ class Sine(Smooth):
     name = "sin"
     slope_range = (-1.0, 1.0)
     value_range = (-1.0, 1.0)
+    free_lines = False
     _period = _Period()
 
     def forward(self, preact: Tensor) -> Tensor:

@@ -145,6 +145,7 @@ class PReLU(Straight):
 
     name = "PReLU"
     breakpoints = (0.0,)
+    free_lines = False
 
     @staticmethod
     def of(weight: Tensor, value: Tensor) -> PReLU:

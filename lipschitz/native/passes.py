@@ -29,7 +29,7 @@ class Lines(NamedTuple):
 
     ``lower_slope``, ``slope_gap`` (upper minus lower slope) broadcast to [B, K, *shape];
     ``lower_intercept`` (None: zero) and ``intercept_gap`` are [B, N]. With ``is_cut`` they hold
-    only the part inside the window of the rows they are meant for.
+    only the part inside the window of the rows they are meant for, and intercepts may be [B, K, N].
     """
 
     lower_slope: Tensor
@@ -155,7 +155,9 @@ def product_lines(cotangent: Interval, slope: Interval) -> Lines:
 
 
 def _inner(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows . vector`` for rows [B, K, N] and vectors [B, N]: [B, K]."""
+    """``rows . vector`` for rows [B, K, N] and vectors [B, N] or [B, K, N]: [B, K]."""
+    if vector.dim() == 3:
+        return (rows * vector).sum(2)
     if rows.shape[0] == 1:
         return vector @ rows[0].T
     if vector.shape[0] == 1:
