@@ -74,14 +74,15 @@ class NativeSearch:
         self.ancestors = preact_ancestors(self.plan)
         self.first = self._root_subdomains()
         first = (self.first.preact_lower[:1], self.first.preact_upper[:1])
-        crosses_zero = (first[0] < 0)[0] & (first[1] > 0)[0]
+        is_open = self.layout.is_open(*first)
         self.constraints = SplitConstraints(
             self.plan,
             self.layout,
             self.bounder.lower,
             self.bounder.upper,
             self.intervals,
-            crosses_zero,
+            is_open[0],
+            None if self.layout.splits_at_zero else first,
         )
         self.tests_feasibility = 0 < self.constraints.size() <= _LARGEST_CONSTRAINTS
         self.table = None
@@ -89,7 +90,7 @@ class NativeSearch:
             self.table = implications(*self.constraints.first_layer(), self.layout.total)
         self.feasibility_steps = feasibility_steps
         if refresh_every is None:
-            rows = int(self.layout.is_open(*first).sum()) + problem.centre.numel()
+            rows = int(is_open.sum()) + problem.centre.numel()
             refresh_every = max(1, round(rows / _ROWS_OF_A_CHEAP_BOUND))
         self.refresh_every = refresh_every
 
