@@ -39,6 +39,8 @@ from lipschitz.problem import LocalProblem
 # Tensors of one row's widest node that an optimisation step holds: slopes, Adam's two moments,
 # the recorded coefficients, the attaining values and the work of one pass.
 _COPIES = 14
+# With curved activations also two slopes with moments, and the candidates for where lines touch.
+_CURVE_COPIES = 40
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def optimised_preactivation_rows(
     }
     batch = max([len(lower), *(len(preacts[a].lower) for a in earlier)])
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
+    straight = all(isinstance(graph.nodes[a].activation, PiecewiseLinear) for a in earlier)
+    copies = _COPIES if straight else _CURVE_COPIES
     for boxes, chunk in row_chunks(
-        batch, len(indices), plan.largest, budget, lower.element_size(), _COPIES
+        batch, len(indices), plan.largest, budget, lower.element_size(), copies
     ):
         found = _optimised_chunk(
             plan,
