@@ -7,6 +7,7 @@ widened by that much too, and an interval too wide or too far out has all slopes
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,12 @@ class Sine(Smooth):
         """Image of an interval, rounded outwards."""
         return self._enclosed(lower, upper, self._period.interval)
 
-    def _enclosed(self, lower: Tensor, upper: Tensor, interval) -> tuple[Tensor, Tensor]:
+    def _enclosed(
+        self,
+        lower: Tensor,
+        upper: Tensor,
+        interval: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
         """An interval of the period's, widened by the rounding of the move."""
         lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
         *moved, error, near = self._moved(lower, upper)

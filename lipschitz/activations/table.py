@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipschitz.activations.base import Activation
+from lipschitz.activations.gated import GELU, Mish, SiLU, TanhGELU
 from lipschitz.activations.periodic import Sine
 from lipschitz.activations.piecewise import (
     ELU,
@@ -24,16 +25,12 @@ from lipschitz.activations.piecewise import (
 )
 from lipschitz.activations.relu import PiecewiseLinear
 from lipschitz.activations.smooth import (
-    GELU,
     Arctan,
-    Mish,
     Sigmoid,
-    SiLU,
     Softplus,
     Softsign,
     Square,
     Tanh,
-    TanhGELU,
     Tanhshrink,
 )
 
