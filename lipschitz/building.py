@@ -17,16 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lipschitz import affine
-from lipschitz.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
+from lipschitz.activations import (
+    ACTIVATION_FUNCTIONS,
+    ACTIVATION_MODULES,
+    SUPPORTED_ACTIVATIONS,
+    Activation,
+    PiecewiseLinear,
+    Square,
+)
 from lipschitz.affine import Branch, Call, Value
 from lipschitz.affine.calls import is_in_place
 from lipschitz.graph import Graph, Node
+from lipschitz.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
 from utils import InputError
 
 _COVERED = (
     "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
     "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums and products with "
-    "constants, and the activations that README lists"
+    f"constants, and {SUPPORTED_ACTIVATIONS}"
 )
 
 
@@ -265,10 +273,15 @@ class Builder:
     def _function(
         self, node: fx.Node, names: tuple[str, ...], args: tuple, kwargs: dict, result: Any
     ) -> Branch:
-        activation = _activation_rule(node.target, names)
+        pooling = _entry(POOLING_FUNCTIONS, node.target, names)
+        if pooling is not None and isinstance(result, Tensor):
+            windows = pooling(args[0].shape, result.shape[1:], *args[1:], **kwargs)
+            return self._maximum(node, args[0], windows, result)
+        activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
         if activation is not None and isinstance(args[0], Branch):
-            call = activation(*args[1:], **kwargs)
-            return self._add(node.name, (args[0].index,), result, activation=call)
+            return self._add_activation(node, args[0], activation(*args[1:], **kwargs), result)
+        if "mul" in names and args[0] == args[1]:
+            return self._add_activation(node, args[0], Square(), result)
         for name in names:
             if name in affine.REFUSED_FUNCTIONS:
                 raise NotImplementedError(affine.REFUSED_FUNCTIONS[name])
@@ -306,18 +319,52 @@ class Builder:
         if rule is not None:
             applied = rule(self._call(node, args, kwargs, value), module)
             return self._add_value(node.name, applied, value)
+        pooling = _lookup(module, POOLING_MODULES)
+        if pooling is not None and isinstance(value, Tensor):
+            windows = pooling[0](args[0].shape, value.shape[1:], **pooling[1](module))
+            return self._maximum(node, args[0], windows, value)
         activation = _lookup(module, ACTIVATION_MODULES)
         if activation is not None:
-            return self._add(node.name, (args[0].index,), value, activation=activation(module))
+            return self._add_activation(node, args[0], activation(module, value), value)
         raise NotImplementedError
 
+    def _add_activation(
+        self, node: fx.Node, parent: Branch, activation: Activation, value: Tensor
+    ) -> Branch:
+        activation = activation.to(self.sample.device, self.sample.dtype)
+        return self._add(node.name, (parent.index,), value, activation=activation)
 
-def _activation_rule(target: Any, names: tuple[str, ...]) -> Any:
-    """The activation table's entry for a function, a method or an ATen operator."""
+    def _maximum(self, node: fx.Node, parent: Branch, windows: Tensor, value: Tensor) -> Branch:
+        """The largest entry of every window, see :mod:`lipschitz.pooling`."""
+        current, relu = parent, PiecewiseLinear()
+        device, dtype = value.device, value.dtype
+        for level in comparisons(windows, parent.shape, value.shape[1:]):
+            x = self.samples[current.index]
+            chosen = level.chosen.to(device, dtype)
+            kept = chosen.linear(x)
+            base = self._add(f"{node.name}.keep", (current.index,), kept, affine=chosen)
+            if not level.difference.output_shape.numel():  # windows of one entry
+                return self._add_value(node.name, affine.reshaped(base, value.shape[1:]), value)
+            difference, placed = (p.to(device, dtype) for p in (level.difference, level.placed))
+            excess = difference.linear(x)
+            compared = self._add(
+                f"{node.name}.compare", (current.index,), excess, affine=difference
+            )
+            excess = relu.forward(excess)
+            positive = self._add(f"{node.name}.relu", (compared.index,), excess, activation=relu)
+            excess = placed.linear(excess)
+            gain = self._add(f"{node.name}.place", (positive.index,), excess, affine=placed)
+            both = affine.Combination((1, 1), kept.shape[1:])
+            current = self._add(node.name, (base.index, gain.index), kept + excess, affine=both)
+        return current
+
+
+def _entry(table: dict[Any, Any], target: Any, names: tuple[str, ...]) -> Any:
+    """A table's entry for a function, a method or an ATen operator, or None."""
     keys = [target]
     for name in names:
         keys += [name, getattr(F, name, None), getattr(torch, name, None)]
-    return next((ACTIVATION_FUNCTIONS[key] for key in keys if key in ACTIVATION_FUNCTIONS), None)
+    return next((table[key] for key in keys if key in table), None)
 
 
 def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:

@@ -1,7 +1,7 @@
 """The global bound: the product of layer norms.
 
 Method card
-    Needs: nothing but the weights; the box does not matter.
+    Needs: activations whose slope is bounded, and nothing but the weights; the box does not matter.
     Returns: an upper bound of the Lipschitz constant everywhere.
     Idea: the Linf -> Linf operator norm of every affine map, multiplied along the network; branches
         that are added add their constants.
@@ -11,11 +11,14 @@ Method card
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lipschitz.graph import Graph
 from lipschitz.rounding import raise_upper_bound
+from utils import InputError
 
 
 @torch.no_grad()
@@ -32,7 +35,17 @@ def global_norm_bound(graph: Graph, rows: Tensor) -> Tensor:
 
     Returns:
         [R].
+
+    Raises:
+        InputError: An activation whose slope has no bound.
     """
+    for index in graph.activation_nodes:
+        if not math.isfinite(max(map(abs, graph.nodes[index].activation.slope_range))):
+            raise InputError(
+                f"global: the slope of {graph.nodes[index].activation} (at "
+                f"{graph.nodes[index].name!r}) has no bound, so no global constant exists: use a "
+                "method that looks at the box, such as crown or ibp"
+            )
     constants: list[float] = [1.0]
     for node in graph.nodes[1:]:
         inputs = [constants[p] for p in node.parents]

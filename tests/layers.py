@@ -158,6 +158,11 @@ LAYERS = [
     _layer("avg_pool_2d_divisor", lambda: nn.AvgPool2d(2, divisor_override=3), 1, 4, 4),
     _layer("avg_pool_3d", lambda: nn.AvgPool3d(2, 1), 1, 2, 3, 2),
     _layer("adaptive_avg_pool", lambda: nn.AdaptiveAvgPool2d((2, 3)), 1, 5, 4),
+    _layer(
+        "max_pool_of_one",
+        lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(3, 1, 1), nn.Conv2d(2, 2, 1)),
+        *(2, 3, 3),
+    ),
     _layer("constant_pad", lambda: nn.ConstantPad2d((1, 2, 0, 1), 0.7), 1, 3, 3),
     _layer("reflection_pad", lambda: nn.ReflectionPad1d((2, 1)), 2, 4),
     _layer("replication_pad", lambda: nn.ReplicationPad2d((1, 0, 2, 1)), 1, 3, 3),

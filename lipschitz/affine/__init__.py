@@ -7,7 +7,7 @@ refused by :mod:`lipschitz.tracing`.
 """
 
 from lipschitz.affine.base import AffineMap, Applied, Branch, Value
-from lipschitz.affine.calls import Call, branches_of, operator_names, positive
+from lipschitz.affine.calls import Call, branches_of, operator_names, positive, reshaped
 from lipschitz.affine.convolution import Convolution, TransposedConvolution
 from lipschitz.affine.functions import (
     FUNCTION_RULES,
@@ -44,4 +44,5 @@ __all__ = [
     "branches_of",
     "operator_names",
     "positive",
+    "reshaped",
 ]

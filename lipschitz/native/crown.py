@@ -34,7 +34,6 @@ from lipschitz.native.rows import (
     needed_indices,
     place,
     preactivation_rows,
-    unstable,
 )
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
@@ -106,7 +105,7 @@ def preactivation_bounds(
         node = plan.preact_node(activation)
         bounds = intervals.bounds[node]
         if plan.value_exactness[node] is Exactness.LOOSE:
-            mask = unstable(bounds)
+            mask = plan.graph.nodes[activation].activation.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
                 rows = preactivation_rows(plan, activation, indices, lines, lower, upper, budget)
