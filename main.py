@@ -45,6 +45,7 @@ from lipschitz.searching import check_branching, check_searched
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
+from models.formats import is_network_file, load_model, read_network
 from train_model import measure_accuracy
 from utils import (
     InputError,
@@ -66,11 +67,17 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     what = parser.add_argument_group("network and points")
     what.add_argument("--data", help="data set, see --list-data")
-    what.add_argument("--model", help="name, see --list-models, or path/to/file.py:factory")
+    what.add_argument(
+        "--model", help="name, see --list-models, path/to/file.py:factory or torchvision:name"
+    )
     what.add_argument("--width", type=int, help="width of the network, where it takes one")
     what.add_argument("--depth", type=int, help="depth of the network, where it takes one")
     what.add_argument("--model-params", metavar="NAME=VALUE,...", help="its other arguments")
-    what.add_argument("--load", metavar="PATH", help="checkpoint, or any state dict")
+    what.add_argument(
+        "--load",
+        metavar="PATH",
+        help="checkpoint, any state dict; or a whole network: .onnx, .h5, .pt2",
+    )
     what.add_argument("--cnn-to-mlp", action="store_true", help="bound the equal MLP instead")
     what.add_argument("--input", metavar="FILE.npz", help="points: x [n, *input shape], y [n]")
     what.add_argument("--std", help="per channel, divides eps (with --input; comma-separated)")
@@ -261,6 +268,17 @@ def load_network(args: Namespace, facts: DataSpec | None, input_shape: Any) -> N
     """
     params = parse_params(args.model_params, width=args.width, depth=args.depth)
     name = args.model
+    if args.load and is_network_file(args.load):
+        if name is not None:
+            raise InputError(f"--model {name}: leave it out, {args.load} is a whole network")
+        model, shape = read_network(args.load, **params)
+        if input_shape is not None and tuple(input_shape) != shape:
+            raise InputError(
+                f"{args.load} takes inputs of shape {shape}, the points of {args.input} have "
+                f"{tuple(input_shape)}"
+            )
+        spec = ModelSpec(Path(args.load).name, params, shape, load_model)
+        return _converted(args, Network(model, spec, shape, None))
     if name is None:
         known = load_checkpoint(args.load) if args.load else None
         if known is None or known.model is None:
@@ -277,14 +295,19 @@ def load_network(args: Namespace, facts: DataSpec | None, input_shape: Any) -> N
     shape = input_shape if input_shape is not None else spec.input_shape
     if shape is None:
         raise InputError(f"the input shape of {name} is unknown: name its --data or give --input")
-    if args.cnn_to_mlp:
-        model = cnn_to_mlp(model, tuple(shape))
-        shape = (int(np.prod(shape)),)
-    return Network(model, spec, tuple(shape), checkpoint)
+    return _converted(args, Network(model, spec, tuple(shape), checkpoint))
+
+
+def _converted(args: Namespace, network: Network) -> Network:
+    """The network, or with ``--cnn-to-mlp`` the equal MLP."""
+    if not args.cnn_to_mlp:
+        return network
+    mlp = cnn_to_mlp(network.model, network.input_shape)
+    return replace(network, model=mlp, input_shape=(int(np.prod(network.input_shape)),))
 
 
 def _is_own(name: str) -> bool:
-    return ":" in name
+    return ":" in name and not name.startswith("torchvision:")
 
 
 def print_clean_accuracy(args: Namespace, network: Network, points: Points | None) -> None:
@@ -354,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
     disable_tf32()
     device = choose_device(args.device)
 
-    if args.data is None and args.load and args.input is None:
+    if args.data is None and args.load and args.input is None and not is_network_file(args.load):
         args.data = load_checkpoint(args.load).data
     if args.data is None and args.input is None:
         raise InputError("--data is missing: name a data set of --list-data, or give --input")

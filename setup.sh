@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv with everything the tool and its tests need; a second call changes nothing.
-# --extra adds the optional packages of single methods (requirements-extra.txt).
+# --extra adds the optional packages of single methods and file formats (requirements-extra.txt).
 # PYTHON=/path/to/python uses that environment as it is and only checks that it is complete.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -19,7 +19,7 @@ if [[ -n "${PYTHON:-}" ]]; then
     EXTRA="$extra" "$PYTHON" - <<'EOF'
 import importlib.util, os, sys
 needed = "torch torchvision auto_LiRPA numpy appdirs tqdm scipy sklearn pandas matplotlib pytest hypothesis"
-needed += " cvxpy eclipse_nn" if os.environ["EXTRA"] else ""
+needed += " cvxpy eclipse_nn onnx h5py" if os.environ["EXTRA"] else ""
 missing = [name for name in needed.split() if importlib.util.find_spec(name) is None]
 if missing:
     sys.exit(f"error: {sys.executable} lacks {', '.join(missing)}: install them there "

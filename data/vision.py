@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from data.spec import DataSpec
 from data.storage import announce_download, data_root, may_download, missing, time_limit
-from data.torchvision_compat import import_torchvision
+from models.torchvision_compat import import_torchvision
 from utils import InputError
 
 TINY_IMAGENET_FOLDER = "tiny-imagenet-200"

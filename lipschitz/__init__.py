@@ -10,6 +10,7 @@ from lipschitz.methods import METHODS, MethodOptions
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
 from lipschitz.searching import BranchOptions
 from lipschitz.tracing import build_graph
+from models.formats import load_model
 
 __all__ = [
     "METHODS",
@@ -25,6 +26,7 @@ __all__ = [
     "certified_radius",
     "jacobian_bounds",
     "jvp_bounds",
+    "load_model",
     "local_lipschitz",
     "make_problem",
 ]

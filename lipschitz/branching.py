@@ -29,7 +29,7 @@ class SplitFacts:
         coefficient: How much the bound counts h = g * s of each neuron, [B, N].
         cotangent_lower, cotangent_upper: Interval of g, [B, N].
         slope_range: Width of the slope's interval, [B, N]; 0 for a decided neuron.
-        splittable: Neurons whose pre-activation interval has 0 inside, [B, N].
+        splittable: Neurons whose pre-activation interval a split would help, [B, N].
         entry_gap: Intercept of the chord of ``|J_i|`` (or of its square), 0 where the sign is
             fixed, [B, D].
         curved: Where entries vary that enter the bound by a square: any open neuron may matter,

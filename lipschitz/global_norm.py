@@ -1,7 +1,7 @@
 """The global bound: the product of layer norms.
 
 Method card
-    Needs: nothing but the weights; the box does not matter.
+    Needs: activations whose slope is bounded, and nothing but the weights; the box does not matter.
     Returns: an upper bound of the Lipschitz constant everywhere, in Linf, L1 or L2.
     Idea: the operator norm of every affine map, multiplied along the network; branches that are
         added add their constants. For L2 the largest singular value; of a map too large for that
@@ -12,6 +12,7 @@ Method card
 
 from __future__ import annotations
 
+import math
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +22,7 @@ from lipschitz.affine import AffineMap, Combination, Reshape, Scale
 from lipschitz.graph import Graph
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.rounding import raise_upper_bound
+from utils import InputError
 
 # Numbers of a map's dense matrix, up to which its largest singular value is computed.
 _LARGEST_MATRIX = 2**22
@@ -104,7 +106,17 @@ def global_norm_bound(graph: Graph, rows: Tensor, measure: Measure | None = None
 
     Returns:
         [R], or [1] of all rows together.
+
+    Raises:
+        InputError: An activation whose slope has no bound.
     """
+    for index in graph.activation_nodes:
+        if not math.isfinite(max(map(abs, graph.nodes[index].activation.slope_range))):
+            raise InputError(
+                f"global: the slope of {graph.nodes[index].activation} (at "
+                f"{graph.nodes[index].name!r}) has no bound, so no global constant exists: use a "
+                "method that looks at the box, such as crown or ibp"
+            )
     measure = measure or Measure()
     constants = _constants(graph, measure.norm)
     inner = Measure(measure.norm, measure.joint)

@@ -74,7 +74,7 @@ class Graph:
                 n.parents,
                 n.shape,
                 None if n.affine is None else n.affine.to(device, dtype),
-                n.activation,
+                None if n.activation is None else n.activation.to(device, dtype),
             )
             for n in self.nodes
         ]

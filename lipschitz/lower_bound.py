@@ -3,9 +3,9 @@
 A gradient at any point is a lower bound of the local Lipschitz constant, and its point a witness.
 Points are the centre, random points, random corners, and the path of a projected ascent. The
 gradient of a piecewise linear network is piecewise constant, so the ascent climbs a smooth
-stand-in, whose kinks are spread out and gradually sharpened; what is reported is always the true
-gradient's norm at the points it passes through, as far as rounding leaves no doubt about it
-(:func:`lipschitz.native.witness.witness_norms`).
+stand-in, whose kinks, if there are any, are spread out and gradually sharpened; what is reported
+is always the true gradient's norm at the points it passes through, as far as rounding leaves no
+doubt about it (:func:`lipschitz.native.witness.witness_norms`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from lipschitz.native.witness import witness_norms
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
+
+# No activation has it on either side of a kink, so taking it there shows whether the kink matters.
+_ANOTHER_SLOPE = 0.7390851
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def gradient_norms(
     if kinks and bool(torch.stack(kinks).any()):
         # The slope at a kink may not matter (a dead neuron); where it does, the point is no
         # witness: a product of one-sided slopes need not be a limit of gradients.
-        differs = (pulled_back(1.0) != gradients).flatten(1).any(1).reshape(num_points, num_rows)
+        differs = (pulled_back(_ANOTHER_SLOPE) != gradients).flatten(1).any(1)
+        differs = differs.reshape(num_points, num_rows)
         if measure.joint:
             differs = differs.any(1, keepdim=True)
         norms = norms.masked_fill(differs, float("-inf"))

@@ -23,7 +23,7 @@ class LineBounds(NamedTuple):
     upper_intercept: Tensor
 
 
-def _chord_slope(rise: Tensor, run: Tensor) -> Tensor:
+def chord_slope(rise: Tensor, run: Tensor) -> Tensor:
     """Slope of a chord; 0 over an interval too short to divide by."""
     tiny = torch.finfo(run.dtype).tiny
     return torch.where(run > tiny, rise / run.clamp(min=tiny), torch.zeros_like(run))
@@ -55,11 +55,11 @@ def slope_product_lines(
     run = g_upper - g_lower
     # On an interval of one sign phi and psi are lines already.
     positive, negative = g_lower >= 0, g_upper <= 0
-    upper_slope = _chord_slope(phi_at_upper - phi_at_lower, run)
+    upper_slope = chord_slope(phi_at_upper - phi_at_lower, run)
     upper_slope = torch.where(
         positive, slope_upper, torch.where(negative, slope_lower, upper_slope)
     )
-    lower_slope = _chord_slope(psi_at_upper - psi_at_lower, run)
+    lower_slope = chord_slope(psi_at_upper - psi_at_lower, run)
     lower_slope = torch.where(
         positive, slope_lower, torch.where(negative, slope_upper, lower_slope)
     )
@@ -85,7 +85,7 @@ def absolute_value_chord(g_lower: Tensor, g_upper: Tensor) -> tuple[Tensor, Tens
     It is the chord, since ``|.|`` is convex (Shi et al. 2022, the norm node); shapes as given.
     """
     run = g_upper - g_lower
-    slope = _chord_slope(g_upper.abs() - g_lower.abs(), run).clamp(-1, 1)
+    slope = chord_slope(g_upper.abs() - g_lower.abs(), run).clamp(-1, 1)
     slope = torch.where(
         g_lower >= 0,
         torch.ones_like(run),

@@ -41,6 +41,8 @@ PROGRAMS = ("auto", "always", "never")
 _REFRESH = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
+# Curved activations have no pieces to be found: there the box is worth a trial up to here.
+_FEW_INPUTS_IF_CURVED = 64
 _TRIAL_SECONDS = 0.5
 # Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
 _BETA_STEPS = 8
@@ -382,7 +384,11 @@ def _choose_branch(
     """
     if options.branch != "auto":
         return options.branch
-    if problem.centre.numel() > _FEW_INPUTS or "input" not in searches:
+    graph = problem.graph
+    kinds = [graph.nodes[i].activation for i in graph.activation_nodes]
+    curved = any(curvature for kind in kinds for curvature in kind.curvatures)
+    few = _FEW_INPUTS_IF_CURVED if curved else _FEW_INPUTS
+    if problem.centre.numel() > few or "input" not in searches:
         return "relu"
     trial = Limits(min(_TRIAL_SECONDS, options.timeout / 20), options.tolerance, 64, 10_000)
     neurons, inputs = (

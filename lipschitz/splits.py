@@ -1,7 +1,8 @@
 """Closed splits, and what one first-layer split implies for the other neurons of its layer.
 
-A neuron is split into ``z <= 0`` and ``z >= 0``, an entry into counting it as ``-J_i`` and as
-``J_i``. Both halves contain the boundary, so the two children cover their parent.
+A neuron is split into ``z <= p`` and ``z >= p``, with p a kink of its activation (0 for ReLU) or a
+point inside the interval of a smooth one; an entry into counting it as ``-J_i`` and as ``J_i``.
+Both halves contain the boundary, so the two children cover their parent.
 
 Shapes: B subdomains, N neurons, M neurons whose pre-activation is affine in the input.
 """
@@ -110,12 +111,15 @@ def implications(
     return Implications(neurons, position, (lower - margin).to(dtype), (upper + margin).to(dtype))
 
 
-def closed_halves(parents: Subdomains, table: Implications | None = None) -> Subdomains:
+def closed_halves(
+    parents: Subdomains, table: Implications | None = None, points: Tensor | None = None
+) -> Subdomains:
     """Both children of every subdomain at its chosen variable, the lower halves first, [2 B].
 
     Args:
         parents: Subdomains with a choice, none of them a leaf.
-        table: What first-layer splits imply for their layer.
+        table: What first-layer splits imply for their layer; only for splits at 0.
+        points: Where each neuron is split, [B, N]; at 0 if None.
     """
     batch, total = parents.preact_lower.shape
     both = concatenate([parents, parents])  # fresh tensors, changed in place below
@@ -130,8 +134,9 @@ def closed_halves(parents: Subdomains, table: Implications | None = None) -> Sub
             at = (half[:, None], table.neurons)
             lower[at] = torch.maximum(lower[at], table.lower[column[known], side])
             upper[at] = torch.minimum(upper[at], table.upper[column[known], side])
-    upper[below, neuron] = upper[below, neuron].clamp(max=0)
-    lower[above, neuron] = lower[above, neuron].clamp(min=0)
+    at_point = lower.new_zeros(len(below)) if points is None else points[below, neuron]
+    upper[below, neuron] = torch.minimum(upper[below, neuron], at_point)
+    lower[above, neuron] = torch.maximum(lower[above, neuron], at_point)
     on_entry = (~on_neuron).nonzero()[:, 0]
     entry = parents.choice[on_entry] - total
     sign[on_entry, entry], sign[on_entry + batch, entry] = -1, 1

@@ -82,7 +82,7 @@ class Subdomains(Batch):
 
 
 class NeuronLayout:
-    """Where the neurons of each activation node are in the flat [B, N] tensors.
+    """Where the neurons of each activation node are in the flat [B, N] tensors, and their kinds.
 
     Args:
         graph: The network.
@@ -91,12 +91,34 @@ class NeuronLayout:
 
     def __init__(self, graph: Graph, activations: Sequence[int]) -> None:
         self.shapes = {i: graph.nodes[i].shape for i in activations}
+        self.kinds = {i: graph.nodes[i].activation for i in activations}
+        self.splits_at_zero = all(kind.splits_at_zero for kind in self.kinds.values())
         self.slices: dict[int, slice] = {}
         start = 0
         for index, shape in self.shapes.items():
             self.slices[index] = slice(start, start + shape.numel())
             start += shape.numel()
         self.total = start
+
+    def is_open(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Neurons that a split of their pre-activation interval helps, [B, N]."""
+        if self.splits_at_zero:
+            return (lower < 0) & (upper > 0)
+        return self._each("is_open", lower, upper)
+
+    def split_points(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where each open neuron is split, [B, N]."""
+        if self.splits_at_zero:
+            return torch.zeros_like(lower)
+        return self._each("split_points", lower, upper)
+
+    def _each(self, method: str, lower: Tensor, upper: Tensor) -> Tensor:
+        """What every activation says about its neurons, side by side, [B, N]."""
+        found = {
+            i: getattr(kind, method)(self.part(lower, i), self.part(upper, i))
+            for i, kind in self.kinds.items()
+        }
+        return torch.cat([found[i].flatten(1) for i in self.slices], dim=1)
 
     def part(self, flat: Tensor, activation: int) -> Tensor:
         """One activation's neurons, [B, *shape], a view of ``flat`` [B, N]."""

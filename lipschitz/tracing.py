@@ -1,22 +1,20 @@
 """From a PyTorch module to a :class:`lipschitz.graph.Graph`, refusing what is not covered.
 
-The module is traced by ``torch.fx`` and then run node by node on random inputs of batch 2, so
-that every shape is known and everything that does not depend on the input (sizes, constants,
-``self.weight * 2``) is simply computed. What depends on the input must be affine or an activation
-of the table; the rest is refused by name.
+The module is traced by ``torch.fx``, or by ``torch.export`` where its Python code branches on
+shapes, and the trace becomes a graph in :mod:`lipschitz.building`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from contextlib import redirect_stderr, redirect_stdout
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lipschitz import affine
-from lipschitz.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
-from lipschitz.graph import Graph, Node
+from lipschitz.building import Builder, first_line
+from lipschitz.graph import Graph
+from models.formats.exported import ExportedNetwork
 from utils import InputError
 
 # Modules whose training mode changes what they compute.
@@ -46,18 +44,36 @@ def build_graph(model: nn.Module, input_shape: torch.Size | tuple[int, ...]) -> 
     _check_weights(model)
     _check_eval_mode(model)
     device, dtype = _placement(model)
-    try:
-        traced = fx.symbolic_trace(model)
-    except Exception as error:  # torch.fx raises many kinds; all mean the same to a user
-        raise NotImplementedError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({_first_line(error)}): its "
-            "forward must not depend on the values of its input"
-        ) from error
+    is_exported = isinstance(model, ExportedNetwork)
+    batch = (model.batch if is_exported else None) or 2
     generator = torch.Generator().manual_seed(0)
-    sample = torch.rand(2, *input_shape, generator=generator, dtype=torch.float64)
-    graph = _Builder(traced, sample.to(device=device, dtype=dtype)).build()
+    sample = torch.rand(batch, *input_shape, generator=generator, dtype=torch.float64)
+    sample = sample.to(device=device, dtype=dtype)
+    traced = model.program if is_exported else _trace(model, sample)
+    graph = Builder(traced, sample).build()
     check_jacobian(graph, model)
     return graph
+
+
+def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """The calls that the module makes.
+
+    Raises:
+        NotImplementedError: They depend on the values of the input.
+    """
+    try:
+        return fx.symbolic_trace(model)
+    except Exception as error:  # torch.fx raises many kinds; all mean the same to a user
+        reason = error
+    try:
+        # torch.export prints what it was doing when it fails.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return torch.export.export(model, (sample,), strict=False).module()
+    except Exception:  # torch.export too; the reason of torch.fx is the shorter one
+        raise NotImplementedError(
+            f"{type(model).__name__} cannot be traced by torch.fx ({first_line(reason)}): its "
+            "forward must not depend on the values of its input"
+        ) from reason
 
 
 def check_jacobian(graph: Graph, model: nn.Module, num_points: int = 4) -> None:
@@ -74,19 +90,13 @@ def check_jacobian(graph: Graph, model: nn.Module, num_points: int = 4) -> None:
         rows = torch.randn(count, graph.num_outputs, generator=generator, dtype=torch.float64)
         x = (x * scale).to(device=graph.device, dtype=graph.dtype).requires_grad_()
         rows = rows.to(x)
-        with torch.enable_grad():
-            output = model(x).reshape(count, -1)
-            if output.requires_grad:
-                expected = torch.autograd.grad(output, x, rows, allow_unused=True)[0]
-                expected = torch.zeros_like(x) if expected is None else expected
-            else:
-                expected = torch.zeros_like(x)
+        output, expected = _own_gradient(model, x, rows)
         with torch.no_grad():
             values = graph.values(x)
             actual = graph.pull_back(values, rows)
         tolerance = 1e4 * torch.finfo(graph.dtype).eps
         for what, ours, theirs in (
-            ("output", values[-1], output.detach()),
+            ("output", values[-1], output),
             ("Jacobian", actual, expected),
         ):
             scale_of = float(theirs.abs().max().clamp(min=1e-12))
@@ -99,8 +109,22 @@ def check_jacobian(graph: Graph, model: nn.Module, num_points: int = 4) -> None:
                 )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _own_gradient(model: nn.Module, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The module's own output at x, [B, C], and by autograd its ``J(x)^T rows``."""
+    try:
+        with torch.enable_grad():
+            # A copy: the first layer may work in place, which the leaf x does not allow.
+            output = model(x.clone()).reshape(len(x), -1)
+            if not output.requires_grad:
+                return output, torch.zeros_like(x)
+            gradient = torch.autograd.grad(output, x, rows, allow_unused=True)[0]
+    except RuntimeError as error:
+        raise InputError(
+            f"the network does not run with gradients on a batch of {len(x)} "
+            f"({first_line(error)}): write x.shape[0] where the batch size is a number, and leave "
+            "values that are read again as they are"
+        ) from error
+    return output.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
 def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -135,247 +159,3 @@ def _check_eval_mode(model: nn.Module) -> None:
                 f"{type(module).__name__} {name!r} is in training mode, where the network is not a "
                 "fixed function: call model.eval() first"
             )
-
-
-class _Builder:
-    """Walks the traced graph once, computing what is constant and recording what is not."""
-
-    def __init__(self, traced: fx.GraphModule, sample: Tensor) -> None:
-        self.modules = dict(traced.named_modules())
-        self.traced = traced
-        self.sample = sample
-        self.nodes: list[Node] = []
-        self.samples: list[Tensor] = []  # value of each node on the sample
-        self.env: dict[fx.Node, Any] = {}  # constants and, for the rest, _Ref
-
-    def build(self) -> Graph:
-        for node in self.traced.graph.nodes:
-            self.env[node] = self._visit(node)
-        return Graph(self.nodes, self.sample.device, self.sample.dtype)
-
-    # -- helpers ---------------------------------------------------------------------------------
-
-    def _add(self, name: str, parents: tuple[int, ...], value: Tensor, **operation: object) -> _Ref:
-        if value.dim() < 1 or value.shape[0] != self.sample.shape[0]:
-            raise NotImplementedError(
-                f"{name!r} does not keep the batch dimension first (it gives shape "
-                f"{tuple(value.shape)} for a batch of {self.sample.shape[0]})"
-            )
-        self.nodes.append(Node(name, parents, value.shape[1:], **operation))
-        self.samples.append(value)
-        return _Ref(len(self.nodes) - 1)
-
-    def _resolve(self, argument: Any) -> Any:
-        """Replace traced nodes inside an argument by constants or references."""
-        return fx.node.map_arg(argument, lambda n: self.env[n])
-
-    def _concrete(self, argument: Any) -> Any:
-        """Replace references by their value on the sample."""
-        if isinstance(argument, _Ref):
-            return self.samples[argument.index]
-        if isinstance(argument, (tuple, list)):
-            return type(argument)(self._concrete(a) for a in argument)
-        if isinstance(argument, dict):
-            return {k: self._concrete(a) for k, a in argument.items()}
-        return argument
-
-    def _shape(self, ref: _Ref) -> torch.Size:
-        return self.nodes[ref.index].shape
-
-    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        args, kwargs = self._concrete(args), self._concrete(kwargs)
-        with torch.no_grad():
-            if node.op == "call_module":
-                return self.modules[node.target](*args, **kwargs)
-            if node.op == "call_method":
-                return getattr(args[0], node.target)(*args[1:], **kwargs)
-            return node.target(*args, **kwargs)
-
-    # -- one traced node -------------------------------------------------------------------------
-
-    def _visit(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            if self.nodes:
-                if node.args:  # an optional argument of forward: its default
-                    return node.args[0]
-                raise NotImplementedError(
-                    f"the network takes a second input {node.target!r}: only one is covered"
-                )
-            return self._add(str(node.target), (), self.sample)
-        if node.op == "get_attr":
-            value: Any = self.traced
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value.detach() if isinstance(value, Tensor) else value
-        args, kwargs = self._resolve(node.args), self._resolve(node.kwargs)
-        if node.op == "output":
-            return self._output(args[0])
-        try:
-            value = self._run(node, args, kwargs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise InputError(
-                f"the network does not accept inputs of shape {tuple(self.sample.shape[1:])}: "
-                f"{node.name!r} fails with: {_first_line(error)}"
-            ) from error
-        inputs = [a for a in (*args, *kwargs.values()) if _holds_reference(a)]
-        if not inputs or not isinstance(value, Tensor):
-            return value
-        target = self._name(node)
-        try:
-            return self._operation(node, args, kwargs, value)
-        except NotImplementedError as error:
-            reason = f" ({error})" if str(error) else ""
-            raise NotImplementedError(
-                f"{target} is not supported{reason}: the network may use Linear, Conv, BatchNorm "
-                "(eval), AvgPool, Flatten/reshape, +, -, scaling by constants, ReLU, LeakyReLU"
-            ) from error
-
-    def _name(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return f"layer {node.target!r} of type {type(self.modules[node.target]).__name__}"
-        name = node.target if isinstance(node.target, str) else node.target.__name__
-        return f"operator {name!r} (at {node.name!r})"
-
-    def _output(self, result: Any) -> _Ref:
-        if not isinstance(result, _Ref):
-            raise NotImplementedError(
-                f"the network returns a {type(result).__name__} that does not depend on its input "
-                "alone: it must return one tensor of shape [batch, outputs]"
-            )
-        if result.index != len(self.nodes) - 1 or len(self._shape(result)) != 1:
-            value = self.samples[result.index].reshape(self.sample.shape[0], -1)
-            reshape = affine.Reshape(self._shape(result), value.shape[1:])
-            return self._add("output", (result.index,), value, affine=reshape)
-        return result
-
-    def _operation(self, node: fx.Node, args: tuple, kwargs: dict, value: Tensor) -> _Ref:
-        """The graph node for one call that depends on the input; its first input comes first."""
-        target: Any = node.target
-        if node.op == "call_module":
-            return self._module(node, self.modules[target], args, kwargs, value)
-        if target in affine.SUM_OPERATORS:
-            return self._sum(node, args, kwargs, value)
-        if target in affine.PRODUCT_OPERATORS or target in affine.QUOTIENT_OPERATORS:
-            return self._scale(node, args, kwargs, value)
-        first = args[0] if args else None
-        if not isinstance(first, _Ref) or _holds_reference((args[1:], kwargs)):
-            raise NotImplementedError
-        shape = self._shape(first)
-        if target is F.linear:
-            weights = [*args[1:], *kwargs.values()]
-            operation = affine.Linear(weights[0], weights[1] if weights[1:] else None, shape)
-            return self._add_affine(node, first, _detached(operation), value)
-        if target in affine.NEGATION_OPERATORS:
-            return self._add_affine(
-                node, first, affine.Scale(-value.new_ones(()), None, shape), value
-            )
-        if target in affine.IDENTITY_METHODS:
-            return first
-        if target in affine.RESHAPE_METHODS or target in affine.RESHAPE_FUNCTIONS:
-            return self._add_affine(node, first, affine.Reshape(shape, value.shape[1:]), value)
-        if target in affine.POSITIVE_FUNCTIONS:
-            operation = affine.Positive(
-                lambda x: target(x, *args[1:], **kwargs), shape, value.shape[1:]
-            )
-            return self._add_affine(node, first, operation, value)
-        if target in ACTIVATION_FUNCTIONS:
-            activation = ACTIVATION_FUNCTIONS[target](*args[1:], **kwargs)
-            return self._add(node.name, (first.index,), value, activation=activation)
-        raise NotImplementedError
-
-    def _add_affine(
-        self, node: fx.Node, parent: _Ref, operation: affine.AffineMap, value: Tensor
-    ) -> _Ref:
-        operation = operation.to(self.sample.device, self.sample.dtype)
-        return self._add(node.name, (parent.index,), value, affine=operation)
-
-    def _module(
-        self, node: fx.Node, module: nn.Module, args: tuple, kwargs: dict, value: Tensor
-    ) -> _Ref:
-        if len(args) != 1 or kwargs or not isinstance(args[0], _Ref):
-            raise NotImplementedError("it takes more than one input")
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise NotImplementedError("it has a forward hook")
-        shape = self._shape(args[0])
-        if _lookup(module, dict.fromkeys(affine.IDENTITY_MODULES, True)):
-            return args[0]
-        rule = _lookup(module, affine.AFFINE_MODULES)
-        if rule is not None:
-            operation = _detached(rule(module, shape, value.shape[1:]))
-            return self._add_affine(node, args[0], operation, value)
-        activation = _lookup(module, ACTIVATION_MODULES)
-        if activation is not None:
-            return self._add(node.name, (args[0].index,), value, activation=activation(module))
-        raise NotImplementedError
-
-    def _sum(self, node: fx.Node, args: tuple, kwargs: dict, value: Tensor) -> _Ref:
-        signs = affine.SUM_OPERATORS[node.target]
-        if len(args) != 2 or kwargs:
-            raise NotImplementedError("only the plain two-operand form")
-        left, right = args
-        if isinstance(left, _Ref) and isinstance(right, _Ref):
-            if self._shape(left) != self._shape(right):
-                raise NotImplementedError("the two branches differ in shape")
-            operation = affine.Combination(signs, self._shape(left))
-            return self._add(node.name, (left.index, right.index), value, affine=operation)
-        branch, constant, (sign, constant_sign) = (
-            (left, right, signs) if isinstance(left, _Ref) else (right, left, signs[::-1])
-        )
-        shift = torch.as_tensor(constant, dtype=value.dtype, device=value.device) * constant_sign
-        factor = torch.as_tensor(float(sign), dtype=value.dtype, device=value.device)
-        return self._constant_scale(node, branch, factor, shift, value)
-
-    def _scale(self, node: fx.Node, args: tuple, kwargs: dict, value: Tensor) -> _Ref:
-        if len(args) != 2 or kwargs:
-            raise NotImplementedError("only the plain two-operand form")
-        left, right = args
-        if isinstance(left, _Ref) and isinstance(right, _Ref):
-            raise NotImplementedError("both factors depend on the input")
-        quotient = node.target in affine.QUOTIENT_OPERATORS
-        if quotient and isinstance(right, _Ref):
-            raise NotImplementedError("it divides by a function of the input")
-        branch, constant = (left, right) if isinstance(left, _Ref) else (right, left)
-        factor = torch.as_tensor(constant, dtype=value.dtype, device=value.device)
-        return self._constant_scale(node, branch, 1 / factor if quotient else factor, None, value)
-
-    def _constant_scale(
-        self, node: fx.Node, branch: _Ref, factor: Tensor, shift: Tensor | None, value: Tensor
-    ) -> _Ref:
-        shape = self._shape(branch)
-        if value.shape[1:] != shape:
-            raise NotImplementedError("the constant changes the shape")
-        for constant in (factor, shift):
-            if constant is not None and constant.dim() == value.dim() and constant.shape[0] != 1:
-                raise NotImplementedError("the constant has a batch dimension")
-        return self._add_affine(node, branch, affine.Scale(factor, shift, shape), value)
-
-
-class _Ref:
-    """A value that depends on the input: the index of its graph node."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-def _holds_reference(argument: Any) -> bool:
-    if isinstance(argument, _Ref):
-        return True
-    if isinstance(argument, dict):
-        return any(_holds_reference(a) for a in argument.values())
-    return isinstance(argument, (tuple, list)) and any(_holds_reference(a) for a in argument)
-
-
-def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:
-    """The table's entry for a module's type, or for a base whose ``forward`` it inherits."""
-    for base in type(module).__mro__:
-        if base in table:
-            return table[base] if type(module).forward is base.forward else None
-    return None
-
-
-def _detached(operation: affine.AffineMap) -> affine.AffineMap:
-    """Weights as plain tensors: no bound needs gradients with respect to them."""
-    for name, value in vars(operation).items():
-        if isinstance(value, Tensor):
-            setattr(operation, name, value.detach().clone())
-    return operation

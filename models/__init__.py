@@ -2,7 +2,7 @@
 
 `model_spec` says what a name and its arguments stand for (input shape, classes), `build_model`
 makes the network with torch's current random state. A name `path/to/file.py:factory` stands for
-a user's own factory.
+a user's own factory, `torchvision:resnet18` for a network of torchvision.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import adult, mlp, simple, vision
-from models.custom import load_factory
+from models import adult, mlp, residual, simple, vision
+from models.custom import load_factory, torchvision_factory
 from utils import InputError, suggest
 
 __all__ = ["ModelEntry", "ModelSpec", "build_model", "list_models", "load_factory", "model_spec"]
@@ -101,6 +101,8 @@ _ENTRIES = (
     ModelEntry(vision.cnn_6layer_stride1_padding0, _image, False, _image_from_data),
     ModelEntry(vision.cnn_4layer_stride2_imagenet, _image, False, _image_from_data),
     ModelEntry(vision.cnn_6layer_stride2_imagenet, _image, False, _image_from_data),
+    ModelEntry(residual.resnet2b, _image, False, _image_from_data),
+    ModelEntry(residual.resnet4b, _image, False, _image_from_data),
     ModelEntry(adult.adult_mlp, _flat, False, _flat_from_data),
     ModelEntry(mlp.mlp, lambda params: (mlp.layer_sizes(params["sizes"])[0],)),
 )
@@ -112,7 +114,7 @@ class ModelSpec:
     """A model with all its arguments settled.
 
     Attributes:
-        name: Name in the registry, or `path/to/file.py:factory`.
+        name: Name in the registry, `path/to/file.py:factory` or `torchvision:name`.
         params: Every argument of the factory that is known, defaults included.
         input_shape: Shape of one input; None for a user's factory without data.
         factory: Makes the network.
@@ -135,13 +137,15 @@ class ModelSpec:
             return self.factory(**self.params).eval()
         try:
             model = self.factory(**self.params)
+        except InputError:
+            raise
         except Exception as error:  # a user's own code may raise anything
             raise InputError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"{self.name} returned {type(model).__name__}; it must return a torch.nn.Module"
             )
-        return model
+        return model.eval() if self.name.startswith("torchvision:") else model
 
     def count_classes(self, model: nn.Module) -> int:
         """Number of outputs of `model` on inputs of this specification's shape.
@@ -178,7 +182,7 @@ def model_spec(
     """What a model name and its arguments stand for.
 
     Args:
-        name: Name in the registry, or `path/to/file.py:factory`.
+        name: Name in the registry, `path/to/file.py:factory` or `torchvision:name`.
         params: Arguments of the factory; the rest come from the data's shape, then the defaults.
         data_shape: Shape of one example of the data; None lets the model choose (data `simple`).
 
@@ -191,7 +195,8 @@ def model_spec(
     """
     params = dict(params or {})
     if ":" in name or name.endswith(".py"):
-        factory = load_factory(name)
+        is_torchvision = name.startswith("torchvision:")
+        factory = torchvision_factory(name) if is_torchvision else load_factory(name)
         _refuse_unknown_params(name, factory, params)
         return ModelSpec(name, params, data_shape, factory)
     if name not in _REGISTRY:

@@ -135,6 +135,11 @@ def load_weights(
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train one with train_model.py")
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path} is a TorchScript program, which is not read; save the network as .pt2 "
+            "(torch.export.save) or .onnx, or its model.state_dict()"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -150,11 +155,19 @@ def _read(path: Path) -> Any:
     raise InputError(f"{path} is not a checkpoint, or it is damaged")
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file holds code beside its weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
 def _without_wrapper_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name[len(prefix) :]: tensor for name, tensor in weights.items()}
-    return dict(weights)
+    return weights  # as it is, if it can be: torch keeps layers' versions beside the tensors
 
 
 def _mismatches(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:

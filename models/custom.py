@@ -1,7 +1,8 @@
-"""A user's own network: `path/to/file.py:factory`."""
+"""Networks from outside: `path/to/file.py:factory` and `torchvision:name`."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from models.torchvision_compat import import_torchvision
 from utils import InputError, suggest
 
 
@@ -44,3 +46,30 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise InputError(f"{path} has no function {attribute!r}{suggest(attribute, functions)}")
     return factory
+
+
+def torchvision_factory(name: str) -> Callable[..., nn.Module]:
+    """The function of `torchvision:resnet18`, without weights: nothing is downloaded.
+
+    Raises:
+        InputError: torchvision is missing or has no such network.
+    """
+    kind = name.partition(":")[2]
+    try:
+        models = import_torchvision("models")
+    except ImportError:
+        raise InputError(
+            f"model {name!r}: torchvision is missing: pip install torchvision"
+        ) from None
+    known = models.list_models(module=models)
+    if kind not in known:
+        raise InputError(f"torchvision has no model {kind!r}{suggest(kind, known)}")
+    builder = models.get_model_builder(kind)
+
+    @functools.wraps(builder)
+    def build(**params: object) -> nn.Module:
+        if {"weights", "weights_backbone", "pretrained"} & params.keys():
+            raise InputError(f"{name} takes its weights from --load; nothing is downloaded")
+        return builder(**params)
+
+    return build

@@ -32,6 +32,13 @@ def dropped():
     return nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.Linear(6, 3))
 def attention():
     return nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)).eval()
+class Product(nn.Module):
+    def forward(self, x):
+        return x[:, :1] * x
+def product():
+    return Product()
+def normed():
+    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).eval()
 def poisoned():
     model = make()
     model[0].weight.data[0, 0] = float("nan")
@@ -72,6 +79,43 @@ def test_as_a_process():
     assert lines[0].startswith("example 0 label - upper 23.2958 lower 21.6")
     assert lines[-1].startswith("avg_lip 23.30 avg_time ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_whole_network_from_a_file(folder):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    torch.export.save(torch.export.export(model, (torch.rand(1, 4),)), "net.pt2")
+    torch.save(model.state_dict(), "weights.pth")
+    common = ["--input", "points.npz", "--eps", "0.1", "--output"]
+    assert run("--load", "net.pt2", *common, "file.jsonl") == 0
+    own = ["--model", "own.py:make", "--load", "weights.pth"]
+    assert run(*own, *common, "own.jsonl") == 0
+    (row,), (expected,) = rows("file.jsonl"), rows("own.jsonl")
+    assert row["model"] == "net.pt2"
+    assert row["upper_bound"] == pytest.approx(expected["upper_bound"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--load", "net.onnx"], "there is no file net.onnx"),
+        (["--load", "net.pt2"], "net.pt2 is not a program of torch.export.save"),
+        (["--load", "net.pt2", "--model", "own.py:make"], "--model own.py:make: leave it out"),
+        (["--load", "net.keras"], "net.keras: .keras files are not read"),
+        (["--model", "torchvision:resnet19"], "torchvision has no model 'resnet19'"),
+        (["--model", "own.py:attention"], "layer '1' of type Softmax"),
+        (["--model", "own.py:product"], "operator 'mul' (at 'mul') is not supported (both"),
+        (["--model", "own.py:normed"], "type LayerNorm is not supported (its mean"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_networks_that_cannot_be_read_or_bounded(argv, words, capsys):
+    Path("net.pt2").write_text("no program")
+    assert run(*argv, "--input", "points.npz", "--eps", "0.1") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert words in message
+    assert message.count("\n") == 1
 
 
 def test_an_error_as_a_process_is_one_line_on_stderr():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lipschitz.baselines.needs import require_relu
 from lipschitz.graph import Graph
 from utils import InputError
 
@@ -41,8 +42,9 @@ def dense_chain(graph: Graph, method: str, largest: int) -> tuple[list[Layer], n
         largest: Inputs and neurons, together, that the method is meant for.
 
     Raises:
-        InputError: Branches, or too large a network.
+        InputError: Another activation than ReLU or LeakyReLU, branches, or too large a network.
     """
+    require_relu(graph, method)
     sizes = [graph.nodes[i].shape.numel() for i in graph.activation_nodes]
     total = graph.input_shape.numel() + sum(sizes)
     if total > largest:

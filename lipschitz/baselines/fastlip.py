@@ -1,7 +1,7 @@
 """Fast-Lip: interval bounds of the Jacobian from Fast-Lin's bounds of the neurons.
 
 Method card
-    Needs: ReLU or LeakyReLU; MLPs, convolutions, branches.
+    Needs: activations whose slope has an interval over the box; MLPs, convolutions, branches.
     Returns: an upper bound of the local Lipschitz constant per row.
     Idea: linear bounds (two parallel lines per unstable neuron) say which neurons keep their sign
         on the box. Their slopes are known; every other slope is an interval. The Jacobian is
@@ -27,15 +27,17 @@ from lipschitz.native.interval import (
 from lipschitz.native.memory import default_memory_budget
 from lipschitz.native.passes import Lines, activation_lines
 from lipschitz.native.plan import Exactness, Plan
-from lipschitz.native.rows import needed_indices, place, preactivation_rows, unstable
+from lipschitz.native.rows import needed_indices, place, preactivation_rows
 from lipschitz.problem import LocalProblem
 
 
 def parallel_lines(activation: Activation, preact: Interval) -> Lines:
-    """Fast-Lin's lines: the chord above, and its parallel through the origin below.
+    """Fast-Lin's lines: for ReLU the chord above, and its parallel through the origin below.
+
+    For other activations the line above that leaves the least area, and its parallel below.
 
     Args:
-        activation: A piecewise linear activation.
+        activation: The activation.
         preact: Interval [1, *shape].
     """
     lines = activation_lines(activation, preact)
@@ -64,14 +66,15 @@ def fastlin_preactivations(
     for activation in plan.activations:
         node = plan.preact_node(activation)
         bounds = intervals.bounds[node]
-        mask = unstable(bounds)
+        own = plan.graph.nodes[activation].activation
+        mask = own.is_open(*bounds)
         indices = needed_indices(mask)
         if len(indices) and plan.value_exactness[node] is Exactness.LOOSE:
             rows = preactivation_rows(plan, activation, indices, lines, lower, upper, budget)
             margin = intervals.rounding[node].flatten(1)[:, indices]
             bounds = place(bounds, rows + margin, indices, mask)
         preacts[activation] = bounds
-        lines[activation] = parallel_lines(plan.graph.nodes[activation].activation, bounds)
+        lines[activation] = parallel_lines(own, bounds)
     return preacts
 
 

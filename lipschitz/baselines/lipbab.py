@@ -28,6 +28,7 @@ import time
 import torch
 from torch import Tensor
 
+from lipschitz.baselines.needs import require_relu
 from lipschitz.baselines.outcome import Outcome, better, nothing_found
 from lipschitz.baselines.regions import Region, RegionBounds
 from lipschitz.feasibility import search_feasible
@@ -100,7 +101,11 @@ def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
     Returns:
         Upper bounds [R], true gradients with witnesses, and ``bound``, ``timeout``,
         ``domain_limit`` or ``interrupted``.
+
+    Raises:
+        InputError: Another activation than ReLU or LeakyReLU.
     """
+    require_relu(problem.graph, "lipbab")
     deadline = time.monotonic() + timeout
     search = RegionBounds(problem.to(torch.float64))
     batch_size, max_regions = _limits(search)

@@ -32,6 +32,7 @@ from lipschitz.baselines.expressions import (
     forward_expressions,
     input_expression,
 )
+from lipschitz.baselines.needs import require_relu
 from lipschitz.baselines.outcome import Outcome, better, nothing_found
 from lipschitz.baselines.program import (
     Program,
@@ -143,8 +144,9 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
         ``interrupted``.
 
     Raises:
-        InputError: Too many neurons are unstable on the box.
+        InputError: Another activation than ReLU, or too many neurons unstable on the box.
     """
+    require_relu(problem.graph, "lipmip")
     deadline = time.monotonic() + timeout
     exact = _in_float64(problem)
     root = native_alpha(exact, deadline=time.monotonic() + timeout / 2)

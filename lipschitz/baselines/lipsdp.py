@@ -74,7 +74,8 @@ def chain_of(graph: Graph) -> Chain:
     """The network as a chain of matrices of spectral norm 1.
 
     Raises:
-        InputError: Branches, or too many neurons for a semidefinite program.
+        InputError: Another activation than ReLU or LeakyReLU, branches, or too many neurons for a
+            semidefinite program.
     """
     layers, last = dense_chain(graph, "lipsdp", LARGEST)
     norms = [spectral_norm(layer.weight) or 1.0 for layer in layers]

@@ -31,7 +31,12 @@ from lipschitz.lirpa.compat import (
 from lipschitz.lirpa.jacobian_module import JacobianModule
 from lipschitz.lirpa.operators import BoundSlopeProduct, custom_operators
 from lipschitz.native.crown import NormBounds, RootBounds
-from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
+from lipschitz.native.interval import (
+    ForwardIntervals,
+    Interval,
+    forward_intervals,
+    slope_intervals,
+)
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
@@ -146,7 +151,7 @@ class LirpaEngine:
         graph = self.graph
         intervals = forward_intervals(graph, problem.lower[None], problem.upper[None])
         x, rows = self._inputs(problem, problem.rows[:1])
-        margins = _rounding_so_far(graph, intervals.rounding)
+        margins = _rounding_so_far(graph, intervals)
         known: dict[str, Interval] = {}
         preacts: dict[int, Interval] = {}
         for index in graph.activation_nodes:
@@ -315,18 +320,21 @@ class LirpaEngine:
         )
 
 
-def _rounding_so_far(graph: Graph, rounding: list[Tensor]) -> list[Tensor]:
+def _rounding_so_far(graph: Graph, intervals: ForwardIntervals) -> list[Tensor]:
     """How far rounding may have moved a value since the input, by node, [1, *shape].
 
-    ``rounding`` starts anew at every activation; a bound that goes back through all layers also
-    meets the rounding of the earlier ones, times the magnitude of the maps in between (no slope is
-    above 1).
+    The intervals' ``rounding`` starts anew at every activation; a bound that goes back through all
+    layers also meets the rounding of the earlier ones, times the magnitude of the maps in between
+    and the steepest slope over the interval of each activation.
     """
+    rounding = intervals.rounding
     earlier = [torch.zeros_like(rounding[0])]
     for node in graph.nodes[1:]:
         if node.affine is None:
             parent = node.parents[0]
-            earlier.append(earlier[parent] + rounding[parent])
+            slopes = node.activation.slope_interval(*intervals.bounds[parent])
+            steepest = torch.maximum(slopes[0].abs(), slopes[1].abs())
+            earlier.append(steepest * (earlier[parent] + rounding[parent]))
         else:
             earlier.append(node.affine.magnitude().linear(*(earlier[p] for p in node.parents)))
     return [before + here for before, here in zip(earlier, rounding, strict=True)]

@@ -10,8 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lipschitz.activations import PiecewiseLinear
 from lipschitz.graph import Graph
-from lipschitz.lirpa.operators import AdjointFunction, AffineFunction, SlopeProductFunction
+from lipschitz.lirpa.operators import (
+    ActivationFunction,
+    AdjointFunction,
+    AffineFunction,
+    SlopeProductFunction,
+)
 
 
 class JacobianModule(nn.Module):
@@ -29,7 +35,12 @@ class JacobianModule(nn.Module):
             if node.affine is not None:
                 values.append(AffineFunction.apply(graph, index, *inputs))
             else:
-                values.append(node.activation.forward(inputs[0]))
+                own = isinstance(node.activation, PiecewiseLinear)
+                values.append(
+                    node.activation.forward(inputs[0])
+                    if own
+                    else ActivationFunction.apply(graph, index, inputs[0])
+                )
         cotangents: list[Tensor | None] = [None] * len(graph.nodes)
         cotangents[-1] = v
         for index in range(len(graph.nodes) - 1, 0, -1):

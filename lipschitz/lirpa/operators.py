@@ -1,9 +1,10 @@
-"""The three operators engine A adds to auto_LiRPA.
+"""The four operators engine A adds to auto_LiRPA.
 
 ``AffineMap`` and its adjoint carry any :class:`lipschitz.affine.AffineMap` through auto_LiRPA, so
 that one rule covers every layer, stride, padding, group and pooling in both directions of the
 network; the layers of auto_LiRPA 0.3 cover only some. ``SlopeProduct`` is the multiplication
-``h = g * act'(z)`` of a backward pass, with the relaxation of Shi et al. 2022.
+``h = g * act'(z)`` of a backward pass, with the relaxation of Shi et al. 2022. ``Activation`` is
+any activation but ReLU and LeakyReLU, whose lower slopes auto_LiRPA optimises itself.
 
 Each has two halves. An autograd function gives the operator a value and a name in the traced
 graph; a ``Bound`` subclass propagates bounds through it. Coefficient tensors of auto_LiRPA have
@@ -22,7 +23,7 @@ from torch import Tensor
 from lipschitz.graph import Graph
 from lipschitz.lirpa.compat import Bound
 from lipschitz.native.interval import Interval, product_interval
-from lipschitz.relaxation import slope_product_lines
+from lipschitz.relaxation import LineBounds, slope_product_lines
 
 Coefficients = Tensor | None
 
@@ -92,6 +93,20 @@ class SlopeProductFunction(torch.autograd.Function):
         return _shaped(output, cotangent, graph.nodes[node].shape)
 
 
+class ActivationFunction(torch.autograd.Function):
+    """The activation of ``graph.nodes[node]``."""
+
+    @staticmethod
+    def forward(ctx, graph: Graph, node: int, preact: Tensor) -> Tensor:
+        with _untraced():
+            return graph.nodes[node].activation.forward(preact)
+
+    @staticmethod
+    def symbolic(g, graph: Graph, node: int, preact):
+        output = g.op("lipschitz::Activation", preact, node_i=node)
+        return _shaped(output, preact, graph.nodes[node].shape)
+
+
 def _rows(coefficients: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a batched linear operation to coefficients [S, B, *shape]."""
     flat = operation(coefficients.flatten(0, 1))
@@ -153,7 +168,51 @@ class BoundAdjoint(Bound):
         return centre - radius, centre + radius
 
 
-class BoundSlopeProduct(Bound):
+class _BoundLines(Bound):
+    """Base of what is bounded by two lines."""
+
+    @staticmethod
+    def _one_side(
+        coefficients: Coefficients,
+        where_positive: tuple[Tensor, Tensor],
+        where_negative: tuple[Tensor, Tensor],
+    ) -> tuple[Coefficients, Tensor | int]:
+        """One side's coefficients and bias after a line (slope, intercept) for each sign."""
+        if coefficients is None:
+            return None, 0
+        positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
+        bias = _total(positive, where_positive[1]) + _total(negative, where_negative[1])
+        return positive * where_positive[0] + negative * where_negative[0], bias
+
+    def _both_sides(self, last_lA: Coefficients, last_uA: Coefficients, lines: LineBounds):
+        above = (lines.upper_slope, lines.upper_intercept)
+        below = (lines.lower_slope, lines.lower_intercept)
+        uA, upper_bias = self._one_side(last_uA, above, below)
+        lA, lower_bias = self._one_side(last_lA, below, above)
+        return (lA, uA), lower_bias, upper_bias
+
+
+class BoundActivationLines(_BoundLines):
+    """Bounds through an activation by the lines of its table entry."""
+
+    def __init__(self, graph: Graph, attr, inputs, output_index, options) -> None:
+        super().__init__(attr, inputs, output_index, options)
+        self.activation = graph.nodes[attr["node"]].activation
+        self.requires_input_bounds = [0]
+
+    def forward(self, preact: Tensor) -> Tensor:
+        return self.activation.forward(preact)
+
+    def bound_backward(self, last_lA: Coefficients, last_uA: Coefficients, preact: Bound):
+        lines = self.activation.lines(preact.lower, preact.upper)
+        pair, lower_bias, upper_bias = self._both_sides(last_lA, last_uA, lines)
+        return [pair], lower_bias, upper_bias
+
+    def interval_propagate(self, *v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return tuple(self.activation.interval(v[0][0], v[0][1]))
+
+
+class BoundSlopeProduct(_BoundLines):
     """Bounds through ``h = g * act'(z)``: two lines in g, chosen by the interval of the slope.
 
     Attributes:
@@ -178,23 +237,8 @@ class BoundSlopeProduct(Bound):
         lines = slope_product_lines(
             cotangent.lower.expand_as(slopes[0]), cotangent.upper.expand_as(slopes[0]), *slopes
         )
-        above = (lines.upper_slope, lines.upper_intercept)
-        below = (lines.lower_slope, lines.lower_intercept)
-        uA, upper_bias = self._one_side(last_uA, above, below)
-        lA, lower_bias = self._one_side(last_lA, below, above)
-        return [(lA, uA), (None, None)], lower_bias, upper_bias
-
-    @staticmethod
-    def _one_side(
-        coefficients: Coefficients,
-        where_positive: tuple[Tensor, Tensor],
-        where_negative: tuple[Tensor, Tensor],
-    ) -> tuple[Coefficients, Tensor | int]:
-        if coefficients is None:
-            return None, 0
-        positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
-        bias = _total(positive, where_positive[1]) + _total(negative, where_negative[1])
-        return positive * where_positive[0] + negative * where_negative[0], bias
+        pair, lower_bias, upper_bias = self._both_sides(last_lA, last_uA, lines)
+        return [pair, (None, None)], lower_bias, upper_bias
 
     def interval_propagate(self, *v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         cotangent, preact = (Interval(bounds[0], bounds[1]) for bounds in v)
@@ -207,5 +251,6 @@ def custom_operators(graph: Graph) -> dict[str, Callable[..., Bound]]:
     return {
         "lipschitz::Affine": partial(BoundAffine, graph),
         "lipschitz::Adjoint": partial(BoundAdjoint, graph),
+        "lipschitz::Activation": partial(BoundActivationLines, graph),
         "lipschitz::SlopeProduct": partial(BoundSlopeProduct, graph),
     }

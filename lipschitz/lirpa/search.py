@@ -45,7 +45,7 @@ class LirpaSearch(NativeSearch):
         upper = join({i: b.upper for i, b in norm.cotangents.items()}, batch, like)
         slopes = self.slopes(subdomains)
         ranges = {i: s.upper - s.lower for i, s in slopes.items()}
-        is_open = (subdomains.preact_lower < 0) & (subdomains.preact_upper > 0)
+        is_open = self.layout.is_open(subdomains.preact_lower, subdomains.preact_upper)
         choice = self.choose(
             SplitFacts(
                 join(zeros | norm.coefficients, batch, like),

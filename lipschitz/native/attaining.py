@@ -54,11 +54,18 @@ def attaining_values(
             line = lines[index].cut_to(target)
             positive = target.values > 0
             slope = line.lower_slope + line.slope_gap * positive
-            intercept = line.intercept_gap.unsqueeze(1) * positive.flatten(2)
+            intercept = _per_row(line.intercept_gap) * positive.flatten(2)
+            if line.lower_intercept is not None:
+                intercept = intercept + _per_row(line.lower_intercept)
             found = _within(inputs[0], target) * slope
             found = found + intercept.reshape(*intercept.shape[:2], *target.values.shape[2:])
         values[index] = target.having(found)
     return {index: window.values for index, window in values.items()}
+
+
+def _per_row(intercept: Tensor) -> Tensor:
+    """Intercepts [B, N] or [B, K, N] as [B, 1 or K, N]."""
+    return intercept if intercept.dim() == 3 else intercept.unsqueeze(1)
 
 
 def _within(window: Window, target: Window) -> Tensor:

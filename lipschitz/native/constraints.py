@@ -3,7 +3,8 @@
 ``z >= 0`` on a subdomain implies that every linear upper bound of z is at least 0, so each decided
 neuron gives one row ``M x + c >= 0``. Where z is affine in the input the row is z itself. Rows are
 relaxed by the rounding margin of their pre-activation and scaled to norm 1, and the box is moved
-to ``[-1, 1]^D``.
+to ``[-1, 1]^D``. Where neurons are split at other points than 0, each gives two rows, for
+``z >= l`` and ``z <= u``, if the subdomain's interval is narrower there than the whole box's.
 
 Shapes: B subdomains, K constraints, D inputs.
 """
@@ -28,6 +29,8 @@ class SplitConstraints:
         lower, upper: The box, [1, *input_shape].
         root: Interval bounds over it.
         unstable: Neurons that the whole box leaves open, [N]; the others constrain nothing.
+        whole: Pre-activation intervals over the whole box, two tensors [1, N]; None if all splits
+            are at 0.
     """
 
     def __init__(
@@ -38,11 +41,12 @@ class SplitConstraints:
         upper: Tensor,
         root: ForwardIntervals,
         unstable: Tensor,
+        whole: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.plan, self.layout = plan, layout
         self.centre, self.radius = (lower + upper).flatten() / 2, (upper - lower).flatten() / 2
         self.rounding = {i: root.rounding[plan.preact_node(i)].flatten() for i in layout.slices}
-        self.unstable = unstable
+        self.unstable, self.whole = unstable, whole
         self.affine = {
             i
             for i in layout.slices
@@ -84,7 +88,7 @@ class SplitConstraints:
 
     def size(self) -> int:
         """Numbers in the constraints of one subdomain, at most."""
-        return int(self.unstable.sum()) * len(self.centre)
+        return int(self.unstable.sum()) * len(self.centre) * (1 if self.whole is None else 2)
 
     def __call__(self, subdomains: Subdomains) -> tuple[Tensor, Tensor]:
         """Constraints ``M x + c >= 0`` over [-1, 1]^D: M [B, K, D] and c [B, K].
@@ -96,23 +100,24 @@ class SplitConstraints:
         lines = {}
         for activation, part in self.layout.slices.items():
             lower, upper = subdomains.preact_lower[:, part], subdomains.preact_upper[:, part]
-            sign = (lower >= 0).to(lower) - ((upper <= 0) & (lower < 0)).to(lower)
-            sign = sign * self.unstable[part]
-            if activation in self.affine:
-                indices, matrix, constant = self._affine_rows[activation]
-                sign = sign[:, indices]
-                matrix, constant = sign.unsqueeze(2) * matrix, sign * constant
-            else:
-                indices = (sign != 0).any(0).nonzero()[:, 0]
-                sign = sign[:, indices]
-                matrix, constant = self._deep_rows(activation, indices, sign, lines)
-            constant = constant + (sign != 0) * self.rounding[activation][indices]
-            norm = matrix.norm(dim=2).clamp(min=torch.finfo(matrix.dtype).tiny)
-            scale = torch.where(
-                norm > 1e-12 * (1 + constant.abs()), 1 / norm, torch.ones_like(norm)
-            )
-            matrices.append(matrix * scale.unsqueeze(2))
-            constants.append(constant * scale)
+            for sign, offset in self._sides(part, lower, upper):
+                if activation in self.affine:
+                    indices, matrix, constant = self._affine_rows[activation]
+                    sign = sign[:, indices]
+                    matrix, constant = sign.unsqueeze(2) * matrix, sign * constant
+                else:
+                    indices = (sign != 0).any(0).nonzero()[:, 0]
+                    sign = sign[:, indices]
+                    matrix, constant = self._deep_rows(activation, indices, sign, lines)
+                constant = constant + (sign != 0) * self.rounding[activation][indices]
+                if offset is not None:
+                    constant = constant + (sign * offset[:, indices])
+                norm = matrix.norm(dim=2).clamp(min=torch.finfo(matrix.dtype).tiny)
+                scale = torch.where(
+                    norm > 1e-12 * (1 + constant.abs()), 1 / norm, torch.ones_like(norm)
+                )
+                matrices.append(matrix * scale.unsqueeze(2))
+                constants.append(constant * scale)
             shape = (batch, *self.layout.shapes[activation])
             lines[activation] = activation_lines(
                 self.plan.graph.nodes[activation].activation,
@@ -120,6 +125,18 @@ class SplitConstraints:
                 rounding=self.rounding[activation].reshape(1, *shape[1:]),
             )
         return torch.cat(matrices, dim=1), torch.cat(constants, dim=1)
+
+    def _sides(
+        self, part: slice, lower: Tensor, upper: Tensor
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """The constraints ``sign * (z + offset) >= 0`` of a layer, sign 0 for none, all [B, n]."""
+        unstable = self.unstable[part]
+        if self.whole is None:
+            sign = (lower >= 0).to(lower) - ((upper <= 0) & (lower < 0)).to(lower)
+            return [(sign * unstable, None)]
+        least, most = (end[:, part] for end in self.whole)
+        above, below = (lower > least).to(lower), (upper < most).to(lower)
+        return [(above * unstable, -lower), (-below * unstable, -upper)]
 
     def _deep_rows(
         self, activation: int, indices: Tensor, sign: Tensor, lines: dict

@@ -32,7 +32,6 @@ from lipschitz.native.rows import (
     needed_indices,
     place,
     preactivation_rows,
-    unstable,
 )
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
@@ -103,7 +102,7 @@ def preactivation_bounds(
         node = plan.preact_node(activation)
         bounds = intervals.bounds[node]
         if plan.value_exactness[node] is Exactness.LOOSE:
-            mask = unstable(bounds)
+            mask = plan.graph.nodes[activation].activation.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
                 rows = preactivation_rows(plan, activation, indices, lines, lower, upper, budget)

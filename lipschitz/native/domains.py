@@ -23,7 +23,6 @@ from lipschitz.native.rows import (
     needed_indices,
     place,
     preactivation_rows,
-    unstable,
 )
 from lipschitz.problem import LocalProblem
 
@@ -127,7 +126,7 @@ class DomainBounder:
             bounds = preacts[activation]
             node = self.plan.preact_node(activation)
             if self.plan.value_exactness[node] is Exactness.LOOSE:
-                mask = unstable(bounds)
+                mask = self.plan.graph.nodes[activation].activation.is_open(*bounds)
                 indices = needed_indices(mask)
                 if len(indices):
                     rows = preactivation_rows(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation
+from lipschitz.activations import Activation, PiecewiseLinear
 from lipschitz.native.interval import Interval
 from lipschitz.native.memory import take
 from lipschitz.native.plan import Plan
@@ -29,7 +29,7 @@ class Lines(NamedTuple):
 
     ``lower_slope``, ``slope_gap`` (upper minus lower slope) broadcast to [B, K, *shape];
     ``lower_intercept`` (None: zero) and ``intercept_gap`` are [B, N]. With ``is_cut`` they hold
-    only the part inside the window of the rows they are meant for.
+    only the part inside the window of the rows they are meant for, and intercepts may be [B, K, N].
     """
 
     lower_slope: Tensor
@@ -69,23 +69,26 @@ def activation_lines(
     lower_slope: Tensor | None = None,
     rounding: Tensor | None = None,
 ) -> Lines:
-    """Lines around a piecewise linear activation over its pre-activation interval.
+    """Lines around an activation over its pre-activation interval.
 
-    The upper line is the chord; the lower one passes through the origin with any slope between
-    the activation's two. The default is the one of CROWN (Zhang et al. 2018): the larger slope if
-    the chord's is above one half, else the smaller.
+    For ReLU and LeakyReLU the upper line is the chord; the lower one passes through the origin
+    with any slope between the activation's two. The default is the one of CROWN (Zhang et al.
+    2018): the larger slope if the chord's is above one half, else the smaller. Other activations
+    have the lines of least area.
 
     Args:
-        activation: A piecewise linear activation.
+        activation: The activation.
         preact: Interval [B, *shape].
-        lower_slope: Slope of the lower line where the neuron is unstable, between the two slopes
-            of the activation, broadcastable to [B, K, *shape].
+        lower_slope: Slope of the lower line where the neuron is open: for ReLU and LeakyReLU
+            between the two slopes, broadcastable to [B, K, *shape]; else any, [B, 1, *shape].
         rounding: How far rounding may have moved the pre-activation, [1 or B, *shape]. The lines
             are set that far apart, so that a bound of a later layer allows for it too.
 
     Returns:
         The lines; slopes [B, 1, *shape], or [B, K, *shape] as ``lower_slope`` has them.
     """
+    if not isinstance(activation, PiecewiseLinear):
+        return _curve_lines(activation, preact, lower_slope, rounding)
     small = activation.negative_slope
     lower, upper = preact
     active = lower >= 0
@@ -110,6 +113,31 @@ def activation_lines(
     return Lines(lower_slope, upper_slope - lower_slope, lower_intercept, intercept)
 
 
+def _curve_lines(
+    activation: Activation,
+    preact: Interval,
+    lower_slope: Tensor | None,
+    rounding: Tensor | None,
+) -> Lines:
+    """:func:`activation_lines` of any other activation."""
+    lines = activation.lines(*preact)
+    if lower_slope is not None:
+        slope = torch.where(activation.is_open(*preact), lower_slope.squeeze(1), lines.lower_slope)
+        lines = lines._replace(
+            lower_slope=slope, lower_intercept=activation.support(slope, *preact, 1)[0]
+        )
+    below, above = lines.lower_intercept, lines.upper_intercept
+    if rounding is not None:
+        below = below - lines.lower_slope.abs() * rounding
+        above = above + lines.upper_slope.abs() * rounding
+    return Lines(
+        lines.lower_slope.unsqueeze(1),
+        (lines.upper_slope - lines.lower_slope).unsqueeze(1),
+        below.flatten(1),
+        (above - below).flatten(1),
+    )
+
+
 def product_lines(cotangent: Interval, slope: Interval) -> Lines:
     """Lines around ``h = g * s``, see :func:`lipschitz.relaxation.slope_product_lines`.
 
@@ -127,7 +155,9 @@ def product_lines(cotangent: Interval, slope: Interval) -> Lines:
 
 
 def _inner(rows: Tensor, vector: Tensor) -> Tensor:
-    """``rows . vector`` for rows [B, K, N] and vectors [B, N]: [B, K]."""
+    """``rows . vector`` for rows [B, K, N] and vectors [B, N] or [B, K, N]: [B, K]."""
+    if vector.dim() == 3:
+        return (rows * vector).sum(2)
     if rows.shape[0] == 1:
         return vector @ rows[0].T
     if vector.shape[0] == 1:

@@ -22,9 +22,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.affine import AffineMap, Combination, Convolution, Linear, Positive, Reshape, Scale
+from lipschitz.affine import (
+    AffineMap,
+    Combination,
+    Convolution,
+    Linear,
+    Positive,
+    Reshape,
+    Scale,
+    TransposedConvolution,
+    Weighted,
+)
 from lipschitz.graph import Graph
 from lipschitz.native.interval import Interval
+from lipschitz.pooling import Selection
 from lipschitz.rounding import guard
 
 
@@ -51,6 +62,15 @@ class SignedSums(NamedTuple):
     def negated(self) -> SignedSums:
         """Of the value's negative."""
         return SignedSums(self.negative, self.positive, self.magnitude)
+
+    def through(self, slope: Interval) -> SignedSums:
+        """Of the value times a slope in an interval."""
+        rising, falling = slope.upper.clamp(min=0), slope.lower.clamp(max=0).neg()
+        return SignedSums(
+            torch.maximum(self.positive * rising, self.negative * falling),
+            torch.maximum(self.negative * rising, self.positive * falling),
+            self.magnitude * torch.maximum(rising, falling),
+        )
 
     def along(self, weights: Tensor) -> SignedSums:
         """The sums of ``weights . value``: weights [V, D], values [B, D]; [B, V]."""
@@ -118,13 +138,26 @@ def _combination(affine: Combination) -> _Adjoint:
     return lambda sums: [sums if sign > 0 else sums.negated() for sign in affine.signs]
 
 
+def _selection(affine: Selection) -> _Adjoint:
+    plus, minus = affine.of_sign(1), affine.of_sign(-1)
+
+    def adjoint(sums: SignedSums) -> list[SignedSums]:
+        own = sums.each(lambda t: plus.adjoint(t)[0])
+        return [own.plus(sums.negated().each(lambda t: minus.adjoint(t)[0]))]
+
+    return adjoint
+
+
 _RULES: dict[type[AffineMap], Callable[..., _Adjoint]] = {
     Linear: _by_coefficients("weight"),
     Convolution: _by_coefficients("weight"),
+    TransposedConvolution: _by_coefficients("weight"),
+    Weighted: _by_coefficients("weight"),
     Scale: _by_coefficients("factor"),
     Positive: _never_negative,
     Reshape: _never_negative,
     Combination: _combination,
+    Selection: _selection,
 }
 
 
@@ -159,7 +192,7 @@ class PathSums:
 
         Args:
             rows: Output directions, [B, C].
-            slopes: Slope interval by activation node, never negative, [B or 1, *shape].
+            slopes: Slope interval by activation node, [B or 1, *shape].
             cotangents: Interval of g by activation node, [B, *shape]; used where the slope is
                 uncertain.
 
@@ -177,7 +210,7 @@ class PathSums:
                 slope = slopes[index]
                 if index in cotangents:
                     sums = sums.cut(cotangents[index], slope.lower != slope.upper)
-                found = [sums.each(slope.upper.mul)]
+                found = [sums.through(slope)]
             else:
                 found = self._adjoints[index](sums)
             for parent, new in zip(nodes[index].parents, found, strict=True):

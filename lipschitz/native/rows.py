@@ -19,11 +19,6 @@ def intersect(first: Interval, second: Interval) -> Interval:
     )
 
 
-def unstable(preact: Interval) -> Tensor:
-    """Neurons whose sign is open; bool of the same shape."""
-    return (preact.lower < 0) & (preact.upper > 0)
-
-
 def needed_indices(mask: Tensor) -> Tensor:
     """Flat coordinates that some box needs, by place: mask [B, *shape] to indices [K]."""
     return by_tiles(mask.flatten(1).any(0).nonzero()[:, 0], mask.shape[1:])
@@ -34,11 +29,12 @@ def place(base: Interval, bounds: Tensor, indices: Tensor, mask: Tensor) -> Inte
 
     Args:
         base: Interval [B or 1, *shape].
-        bounds: Upper bounds [2, B, K] of the rows and of the negated rows.
+        bounds: Upper bounds [2, B or 1, K] of the rows and of the negated rows.
         indices: Flat coordinates of the rows, [K].
         mask: Where to use them, [B or 1, *shape].
     """
-    batch, shape = bounds.shape[1], base.lower.shape[1:]
+    batch = max(bounds.shape[1], len(base.lower), len(mask))
+    shape = base.lower.shape[1:]
     ends = []
     for old, new in ((base.lower, -bounds[1]), (base.upper, bounds[0])):
         old = old.expand(batch, *shape).flatten(1)

@@ -75,15 +75,24 @@ class NativeSearch:
         self.ancestors = preact_ancestors(self.plan)
         self.first_layer = FirstLayer.of(self.plan, problem.measure)
         self.first = self._root_subdomains()
-        unstable = (self.first.preact_lower[0] < 0) & (self.first.preact_upper[0] > 0)
+        first = (self.first.preact_lower[:1], self.first.preact_upper[:1])
+        is_open = self.layout.is_open(*first)
         self.constraints = SplitConstraints(
-            self.plan, self.layout, self.bounder.lower, self.bounder.upper, self.intervals, unstable
+            self.plan,
+            self.layout,
+            self.bounder.lower,
+            self.bounder.upper,
+            self.intervals,
+            is_open[0],
+            None if self.layout.splits_at_zero else first,
         )
         self.tests_feasibility = 0 < self.constraints.size() <= _LARGEST_CONSTRAINTS
-        self.table = implications(*self.constraints.first_layer(), self.layout.total)
+        self.table = None
+        if self.layout.splits_at_zero:
+            self.table = implications(*self.constraints.first_layer(), self.layout.total)
         self.feasibility_steps = feasibility_steps
         if refresh_every is None:
-            rows = int(unstable.sum()) + problem.centre.numel()
+            rows = int(is_open.sum()) + problem.centre.numel()
             refresh_every = max(1, round(rows / _ROWS_OF_A_CHEAP_BOUND))
         self.refresh_every = refresh_every
 
@@ -178,7 +187,7 @@ class NativeSearch:
                 subdomains.cotangent_lower,
                 subdomains.cotangent_upper,
                 bound.slope_range,
-                (lower < 0) & (upper > 0),
+                self.layout.is_open(lower, upper),
                 bound.entry_gap,
                 curved,
             )
@@ -192,7 +201,10 @@ class NativeSearch:
 
     def children(self, parents: Subdomains) -> Subdomains:
         """Both closed halves of every parent, bounded."""
-        return self.evaluate(closed_halves(parents, self.table))
+        if self.layout.splits_at_zero:
+            return self.evaluate(closed_halves(parents, self.table))
+        points = self.layout.split_points(parents.preact_lower, parents.preact_upper)
+        return self.evaluate(closed_halves(parents, points=points))
 
     def refine(self, subdomains: Subdomains, threshold: float = 0.0) -> Report:
         """CROWN bounds and a feasibility test for subdomains that have been split enough."""
@@ -247,7 +259,8 @@ class NativeSearch:
             What is left to search: nothing of an empty leaf; a leaf whose region is relaxed,
             because neurons that its bound does not need are open, with one of them to split.
         """
-        open_neuron = (leaves.preact_lower < 0) & (leaves.preact_upper > 0)
+        lower, upper = leaves.preact_lower, leaves.preact_upper
+        open_neuron = self.layout.is_open(lower, upper)
         points, rows = self._inputs(leaves.entry_lower[:0]), leaves.row[:0]
         empty = attained = torch.zeros_like(leaves.row, dtype=torch.bool)
         if self.tests_feasibility:
@@ -267,7 +280,8 @@ class NativeSearch:
                 rows = torch.cat([rows, one.row])
                 attained[index] = self._attains(one, point)[0]
         closed = attained | ~open_neuron.any(1)
-        width = torch.minimum(-leaves.preact_lower, leaves.preact_upper)
+        points_of_split = self.layout.split_points(lower, upper)
+        width = torch.minimum(points_of_split - lower, upper - points_of_split)
         choice = width.masked_fill(~open_neuron, -torch.inf).argmax(1)
         left = leaves.having(choice=choice).take(~(empty | closed))
         return self._report(left, points, rows, len(undecided), leaves.take(closed & ~empty))

@@ -168,7 +168,7 @@ def upper_line(
 
     Args:
         coefficient, lower, upper: Coefficient at h = g * s and interval of g, [B, n].
-        slope: Interval of s, [B, n], never negative.
+        slope: Interval of s, [B, n].
     """
     positive = coefficient >= 0
     low, high = torch.where(positive, lower, -upper), torch.where(positive, upper, -lower)

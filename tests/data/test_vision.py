@@ -11,7 +11,7 @@ import real_formats
 import torch
 
 from data import load_data
-from data.torchvision_compat import import_torchvision
+from models.torchvision_compat import import_torchvision
 from utils import InputError
 
 datasets = import_torchvision("datasets")

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import CASES
 from oracles import jacobian
-from torch import nn
+from torch import fx, nn
 
 from lipschitz.graph import Graph
 from lipschitz.tracing import build_graph, check_jacobian
@@ -46,12 +47,21 @@ def unsupported(layer: nn.Module) -> nn.Module:
 
 class Product(nn.Module):
     def forward(self, x):
-        return x * x
+        return x * x.flip(1)
 
 
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 1)
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
 
 
 class MovesBatch(nn.Module):
@@ -68,11 +78,14 @@ class Detached(nn.Module):
     ("layer", "named"),
     [
         (nn.Softmax(dim=1), "'1' of type Softmax"),
-        (nn.Tanh(), "Tanh"),
-        (nn.LayerNorm(4), "LayerNorm"),
-        (nn.LeakyReLU(1.5), "LeakyReLU"),
-        (nn.PReLU(), "PReLU"),
-        (Product(), "mul"),
+        (nn.LayerNorm(4), "LayerNorm.*mean and variance depend on the input"),
+        (nn.GroupNorm(2, 4), "GroupNorm.*mean and variance"),
+        (nn.InstanceNorm1d(4), "InstanceNorm1d.*track_running_stats"),
+        (nn.LSTM(4, 4), "LSTM.*gates"),
+        (Attention(), "MultiheadAttention.*multiplies"),
+        (nn.Threshold(0.1, 20.0), "Threshold"),
+        (nn.Softplus(threshold=2.0), "Softplus.*jumps"),
+        (Product(), "flip|mul"),
         (MovesBatch(), "batch dimension"),
         (Detached(), "detach"),
         (Branching(), "traced"),
@@ -88,9 +101,9 @@ def test_unsupported_layer_is_refused_by_name(layer, named):
 def test_subclass_with_its_own_forward_is_not_taken_for_its_base():
     class Squashed(nn.Linear):
         def forward(self, x):
-            return torch.tanh(super().forward(x))
+            return torch.exp(super().forward(x))
 
-    with pytest.raises(NotImplementedError, match="tanh"):
+    with pytest.raises(NotImplementedError, match="exp"):
         build_graph(nn.Sequential(Squashed(4, 2)).eval(), (4,))
 
 
@@ -131,12 +144,126 @@ def test_wrong_input_shape_is_refused():
         build_graph(nn.Sequential(nn.Linear(4, 2)).eval(), (5,))
 
 
-def test_padding_mode_is_refused():
-    model = nn.Sequential(
-        nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), nn.Flatten()
-    ).eval()
-    with pytest.raises(NotImplementedError, match="reflect"):
-        build_graph(model, (1, 4, 4))
+class Mixing(nn.Module):
+    """Operators that move numbers between the examples of a batch."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: x.flip(0), "'flip'.*mixes the examples"),
+        (lambda x: torch.roll(x, 1, 0), "'roll'.*mixes the examples"),
+        (lambda x: x - x.mean(0, keepdim=True), "batch"),
+        (lambda x: torch.eye(2).to(x) @ x, "'matmul'.*batch"),
+        (lambda x: x[0].expand(2, 4), "batch"),
+        (lambda x: x.t() @ torch.ones(2, 4).to(x), "'t'"),
+        (lambda x: x.view(2, 2, 2).flatten(1), "batch of"),
+        (lambda x: x + torch.arange(8.0).view(2, 4).to(x), "'add'.*batch dimension"),
+        (lambda x: x / x.shape[0], "differs"),
+    ],
+    ids=range(9),
+)
+def test_what_does_not_keep_examples_apart_is_refused(function, named):
+    with pytest.raises((NotImplementedError, InputError), match=named):
+        build_graph(unsupported(Mixing(function)), (4,))
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: 1 / x, "truediv.*divides by a function of the input"),
+        (lambda x: x @ x.mT, "both factors depend"),
+        (lambda x: torch.einsum("bij,bij->bi", x, x), "several factors"),
+        (lambda x: F.linear(torch.ones(2, 2, 4), x.mean(1)), "weights depend on the input"),
+        (lambda x: F.softmax(x, 1), "softmax.*logits"),
+        (lambda x: F.layer_norm(x, (4,)), "layer_norm.*mean and variance"),
+        (lambda x: F.scaled_dot_product_attention(x, x, x), "scaled_dot_product_attention"),
+        (lambda x: F.batch_norm(x, None, None, training=True), "batch_norm.*statistics"),
+        (lambda x: F.dropout(x, 0.5), "dropout.*training=self.training"),
+        (lambda x: x * float("inf"), "not finite"),
+        (lambda x: F.pad(x, (1, 1), value=float("-inf")), "not finite"),
+        (lambda x: x.half(), "'half'"),
+        (lambda x: x.to(torch.bfloat16), "precision"),
+        (lambda x: x.sort(1)[0], "'sort'"),
+        (lambda x: x * x.sum(1).tolist()[0][0], "'tolist'"),
+        (lambda x: x.cumprod(1), "'cumprod'"),
+        (lambda x: F.avg_pool1d(x, 2) + F.avg_pool2d(x, 2, divisor_override=-2), "negative"),
+    ],
+    ids=range(17),
+)
+def test_functions_that_are_not_affine_are_refused_by_name(function, named):
+    model = nn.Sequential(nn.Conv1d(2, 2, 1), Mixing(function))
+    with pytest.raises(NotImplementedError, match=named) as error:
+        build_graph(model.eval(), (2, 4))
+    assert "\n" not in str(error.value)
+
+
+def overwrites_rarely(x):
+    x[x > 100] = 0
+    return x
+
+
+def overwrites_a_part(x):
+    x[:, 0] = x[:, 1]
+    return x
+
+
+def overwrites_through_a_view(x):
+    y = x * 1.0
+    torch.relu_(y[:, :2])
+    return y
+
+
+def overwrites_what_it_views(x):
+    y = x * 1.0
+    view = y.flatten(1)
+    y.relu_()
+    return view
+
+
+def writes_out(x):
+    y = x * 1.0
+    torch.cat([x, x], 1, out=y)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (overwrites_rarely, "'gt'"),
+        (overwrites_a_part, "setitem|copy_"),
+        (overwrites_through_a_view, "shares"),
+        (overwrites_what_it_views, "shares"),
+        (writes_out, "cat.*in place"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_changes_in_place_that_random_points_may_not_show_are_refused(function, named):
+    """Weights and inputs are positive, so that every comparison with autograd would pass."""
+    model = unsupported(Mixing(function))
+    with torch.no_grad():
+        model[0].weight.abs_(), model[0].bias.abs_()
+    with pytest.raises(NotImplementedError, match=named):
+        build_graph(model, (4,))
+
+
+def relu(x):
+    return x**3
+
+
+fx.wrap("relu")
+
+
+def test_a_function_of_the_same_name_is_not_taken_for_torchs():
+    with pytest.raises(NotImplementedError, match="relu"):
+        build_graph(nn.Sequential(nn.Linear(4, 4), Mixing(lambda x: relu(x))).eval(), (4,))
 
 
 def test_check_catches_a_wrong_slope():

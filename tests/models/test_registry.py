@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import models
+from lipschitz.tracing import build_graph
 from models import build_model, list_models, model_spec
 from utils import InputError, set_seed
 
@@ -105,8 +106,30 @@ def test_layout_and_output(name, params, weights, input_shape):
     assert not model.training
 
 
+RESIDUAL = {  # at VNN-COMP's widths: ReLUs of the stem, of each block (two layers) and of the head
+    "resnet2b": ({"width": 8}, 8 * 16**2 + 4 * 16 * 8**2 + 100),
+    "resnet4b": ({"width": 16}, 16 * 16**2 + 4 * 32 * (8**2 + 4**2) + 100),
+}
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_residual_networks_have_the_layout_of_vnn_comp(name):
+    params, neurons = RESIDUAL[name]
+    spec = model_spec(name, params, (3, 32, 32))
+    model = spec.build()
+    assert spec.input_shape == (3, 32, 32)
+    assert spec.count_classes(model) == 10
+    graph = build_graph(model, spec.input_shape)
+    sizes = [graph.nodes[i].shape.numel() for i in graph.activation_nodes]
+    assert sum(sizes) == neurons
+    small = model_spec(name, {"width": 2, "in_ch": 1, "in_dim": 9, "linear_size": 4})
+    assert small.count_classes(small.build()) == 10
+    with pytest.raises(InputError, match="too small"):
+        build_model(name, in_dim=2)
+
+
 def test_every_model_of_the_registry_has_a_layout_above():
-    assert {entry.name for entry in list_models()} == {name for name, *_ in LAYOUTS}
+    assert {entry.name for entry in list_models()} == {*RESIDUAL, *(name for name, *_ in LAYOUTS)}
 
 
 def test_convolutions_have_the_papers_stride_and_padding():
@@ -156,7 +179,7 @@ def test_arguments_follow_the_data(name, data_shape, params, input_shape):
     ("name", "params", "data_shape", "words"),
     [
         ("simple_mlp_3layr", {}, None, "unknown model .* did you mean 'simple_mlp_3layer'"),
-        ("resnet50", {}, None, "unknown model 'resnet50'; see --list-models"),
+        ("transformer", {}, None, "unknown model 'transformer'; see --list-models"),
         ("mnist_cnn_4layer", {"width": 3}, None, "no argument 'width'; it takes: no arguments"),
         ("simple_mlp_3layer", {"depth": 3}, None, "no argument 'depth'; it takes: width, in_dim"),
         ("simple_cnn_3layer_4", {"width": 4}, None, "no argument 'width'"),

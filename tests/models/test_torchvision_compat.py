@@ -34,7 +34,7 @@ def test_images_are_read_without_the_operators():
     done = run(
         BREAK
         + """
-from data.torchvision_compat import import_torchvision
+from models.torchvision_compat import import_torchvision
 transforms = import_torchvision("transforms")
 import_torchvision("datasets")
 from PIL import Image
@@ -55,7 +55,7 @@ def test_a_working_torchvision_is_left_alone(tmp_path):
         f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from data import torchvision_compat
+        from models import torchvision_compat
         print(torchvision_compat.import_torchvision("datasets").NAME, torchvision_compat._declared)
         """
     )
@@ -71,7 +71,7 @@ def test_other_errors_come_through():
                 if name == "torchvision":
                     raise RuntimeError("operator torchvision::unheard_of does not exist")
         sys.meta_path.insert(0, Broken())
-        from data.torchvision_compat import import_torchvision
+        from models.torchvision_compat import import_torchvision
         import_torchvision("datasets")
         """
     )

@@ -1,23 +1,22 @@
-"""Activations: everything bound propagation must know about one, in one table.
+"""ReLU and LeakyReLU: two lines that meet at 0, the second with slope 1.
 
-The backward pass multiplies by the activation's slope ``act'(z)``, so the only fact it needs is
-the interval ``[slope_lower, slope_upper]`` of slopes over a pre-activation interval ``[l, u]``;
-the forward pass needs the function itself. A new activation is a new entry in
-:data:`ACTIVATION_MODULES` and :data:`ACTIVATION_FUNCTIONS`, nothing else.
+Everything here is the closed form of what :mod:`lipschitz.activations.base` finds by search, and
+the engines have shorter ways for these two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from lipschitz.activations.base import Activation
 
 
 @dataclass(frozen=True)
-class PiecewiseLinear:
+class PiecewiseLinear(Activation):
     """``max(z, negative_slope * z)``: ReLU (negative slope 0) and LeakyReLU.
 
     Attributes:
@@ -25,6 +24,9 @@ class PiecewiseLinear:
     """
 
     negative_slope: float = 0.0
+
+    breakpoints = kinks = (0.0,)
+    curvatures = (0, 0)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.negative_slope < 1.0:
@@ -59,6 +61,10 @@ class PiecewiseLinear:
         """Where the derivative is not unique; bool, the shape of ``preact``."""
         return preact == 0
 
+    def piece_slope(self, piece: int, preact: Tensor) -> Tensor:
+        """The slope left of 0 (piece 0) and right of it."""
+        return preact.new_full((), 1.0 if piece else self.negative_slope)
+
     @property
     def slope_range(self) -> tuple[float, float]:
         """Smallest and largest slope anywhere."""
@@ -89,22 +95,3 @@ class PiecewiseLinear:
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Image of an interval; the function is increasing."""
         return self.forward(lower), self.forward(upper)
-
-
-Activation = PiecewiseLinear
-
-ACTIVATION_MODULES: dict[type[nn.Module], Callable[[nn.Module], Activation]] = {
-    nn.ReLU: lambda module: PiecewiseLinear(),
-    nn.LeakyReLU: lambda module: PiecewiseLinear(module.negative_slope),
-}
-
-# Called as function(x, ...): the table's entry gets the remaining arguments.
-ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
-    F.relu: lambda inplace=False: PiecewiseLinear(),
-    F.relu_: lambda: PiecewiseLinear(),
-    torch.relu: lambda: PiecewiseLinear(),
-    torch.relu_: lambda: PiecewiseLinear(),
-    "relu": lambda: PiecewiseLinear(),
-    "relu_": lambda: PiecewiseLinear(),
-    F.leaky_relu: lambda negative_slope=0.01, inplace=False: PiecewiseLinear(negative_slope),
-}

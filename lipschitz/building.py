@@ -1,0 +1,383 @@
+"""From the trace of a network to its graph, node by node.
+
+The trace is run on a sample of inputs, so that every shape is known and everything that does
+not depend on the input (sizes, constants, ``self.weight * 2``) is simply computed. What depends on
+the input must have a rule in :mod:`lipschitz.affine` or be an activation of the table; the rest is
+refused by name.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from lipschitz import affine
+from lipschitz.activations import (
+    ACTIVATION_FUNCTIONS,
+    ACTIVATION_MODULES,
+    SUPPORTED_ACTIVATIONS,
+    Activation,
+    PiecewiseLinear,
+    Square,
+)
+from lipschitz.affine import Branch, Call, Value
+from lipschitz.affine.calls import is_in_place
+from lipschitz.graph import Graph, Node
+from lipschitz.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
+from utils import InputError
+
+_COVERED = (
+    "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
+    "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums and products with "
+    f"constants, and {SUPPORTED_ACTIVATIONS}"
+)
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message, cut to one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class Builder:
+    """Walks a trace once, computing what is constant and recording what is not.
+
+    Args:
+        traced: The network.
+        sample: A batch of inputs, [B, *input_shape]; two, unless the network takes another number.
+    """
+
+    def __init__(self, traced: fx.GraphModule, sample: Tensor) -> None:
+        self.modules = dict(traced.named_modules())
+        self.traced = traced
+        self.sample = sample
+        self.nodes: list[Node] = []
+        self.samples: list[Tensor] = []  # value of each node on the sample
+        self.env: dict[fx.Node, Any] = {}  # constants and, for the rest, Branch
+        self.memory: dict[fx.Node, Tensor] = {}  # results on the sample, to see which share memory
+        self.order = {node: i for i, node in enumerate(traced.graph.nodes)}
+
+    def build(self) -> Graph:
+        """The graph, in the sample's precision and on its device.
+
+        Raises:
+            InputError: The network does not accept inputs of the sample's shape.
+            NotImplementedError: An operator that is neither affine nor an activation, by name.
+        """
+        dead = self._dead()
+        for node in self.traced.graph.nodes:
+            if node not in dead:
+                self.env[node] = self._visit(node)
+        return Graph(self._live_nodes(), self.sample.device, self.sample.dtype)
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _dead(self) -> set[fx.Node]:
+        """Calls whose result nobody reads (assertions, branches for training)."""
+        dead: set[fx.Node] = set()
+        for node in reversed(self.traced.graph.nodes):
+            is_call = node.op in ("call_function", "call_method", "call_module")
+            if is_call and not self._in_place(node) and all(user in dead for user in node.users):
+                dead.add(node)
+        return dead
+
+    def _live_nodes(self) -> list[Node]:
+        """The nodes that the output depends on, and the input, under new indices."""
+        live = {0, len(self.nodes) - 1}
+        for index in range(len(self.nodes) - 1, 0, -1):
+            if index in live:
+                live.update(self.nodes[index].parents)
+        place = {old: new for new, old in enumerate(sorted(live))}
+        return [
+            replace(self.nodes[old], parents=tuple(place[p] for p in self.nodes[old].parents))
+            for old in place
+        ]
+
+    def _in_place(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self.modules[node.target], "inplace", False))
+        options = node.kwargs.get("inplace", False), node.kwargs.get("out") is not None
+        return is_in_place(node.target) or any(options)
+
+    def _add(
+        self, name: str, parents: tuple[int, ...], value: Tensor, **operation: object
+    ) -> Branch:
+        if value.dim() < 1 or value.shape[0] != self.sample.shape[0]:
+            raise NotImplementedError(
+                f"{name!r} does not keep the batch dimension first (it gives shape "
+                f"{tuple(value.shape)} for a batch of {self.sample.shape[0]})"
+            )
+        if value.dtype != self.sample.dtype:
+            raise NotImplementedError(f"{name!r} changes the precision to {value.dtype}")
+        self.nodes.append(Node(name, parents, value.shape[1:], **operation))
+        self.samples.append(value)
+        return Branch(len(self.nodes) - 1, value.shape[1:])
+
+    def _add_value(self, name: str, value: Value, result: Tensor | None = None) -> Branch:
+        """Record the maps of a rule's answer; ``result`` is the sample's value, where known."""
+        if isinstance(value, Branch):
+            if result is not None:  # the same numbers, but perhaps contiguous now
+                self.samples[value.index] = result
+            return value
+        parents = [self._add_value(f"{name}_{i}", v) for i, v in enumerate(value.inputs)]
+        operation = _detached(value.map).to(self.sample.device, self.sample.dtype)
+        if result is None:
+            with torch.no_grad():
+                result = operation.forward(*[self.samples[p.index] for p in parents])
+        return self._add(name, tuple(p.index for p in parents), result, affine=operation)
+
+    def _resolve(self, argument: Any) -> Any:
+        """Replace traced nodes inside an argument by constants or branches."""
+        return fx.node.map_arg(argument, lambda n: self.env[n])
+
+    def _concrete(self, argument: Any) -> Any:
+        """Replace branches by their value on the sample."""
+        if isinstance(argument, Branch):
+            return self.samples[argument.index]
+        if isinstance(argument, (tuple, list)) and not isinstance(argument, torch.Size):
+            return type(argument)([self._concrete(a) for a in argument])
+        if isinstance(argument, dict):
+            return {k: self._concrete(a) for k, a in argument.items()}
+        return argument
+
+    def _run(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        if self._in_place(node):
+            if not args or not isinstance(args[0], Tensor) or kwargs.get("out") is not None:
+                raise NotImplementedError("what it changes in place cannot be followed")
+            args = (args[0].clone(), *args[1:])
+        if node.op == "call_module":
+            return self.modules[node.target](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)
+
+    # -- one traced node -------------------------------------------------------------------------
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            if self.nodes:
+                if node.args:  # an optional argument of forward: its default
+                    return node.args[0]
+                raise NotImplementedError(
+                    f"the network takes a second input {node.target!r}: only one is covered"
+                )
+            self.memory[node] = self.sample
+            return self._add(str(node.target), (), self.sample)
+        if node.op == "get_attr":
+            value: Any = self.traced
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value.detach() if isinstance(value, Tensor) else value
+        args, kwargs = tuple(self._resolve(node.args)), dict(self._resolve(node.kwargs))
+        if node.op == "output":
+            return self._output(args[0])
+        if node.target is operator.getitem and isinstance(args[0], tuple):
+            part = args[0][args[1]]
+            if isinstance(part, Branch):
+                self.memory[node] = self.samples[part.index]
+            return part
+        computed = result = self._evaluate(node, args, kwargs)
+        if isinstance(computed, Tensor):
+            self.memory[node] = computed
+        try:
+            if next(affine.branches_of((args, kwargs)), None) is not None:
+                result = self._dependent(node, args, kwargs, computed)
+            if self._in_place(node):
+                self._overwrite(node, computed, result)
+        except NotImplementedError as error:
+            reason = f" ({error})" if str(error) else ""
+            raise NotImplementedError(
+                f"{self._name(node)} is not supported{reason}: {_COVERED}"
+            ) from error
+        return result
+
+    def _overwrite(self, node: fx.Node, computed: Any, result: Any) -> None:
+        """Let whoever reads the changed value later read the new one.
+
+        Raises:
+            NotImplementedError: Another value that is read later shares its memory, or it is a
+                weight.
+        """
+        changed = node.args[0] if node.args else None
+        if not isinstance(changed, fx.Node) or not isinstance(computed, Tensor):
+            raise NotImplementedError("what it changes in place cannot be followed")
+        if changed.op == "get_attr":
+            raise NotImplementedError("it changes a weight in place")
+        address = self.memory[changed].untyped_storage().data_ptr()
+        for other, tensor in self.memory.items():
+            shares = tensor.untyped_storage().data_ptr() == address
+            later = any(self.order[user] > self.order[node] for user in other.users)
+            if shares and later and other not in (changed, node):
+                raise NotImplementedError(
+                    f"it changes {changed.name!r} in place, whose memory {other.name!r} shares"
+                )
+        self.env[changed] = result
+        self.memory[changed] = computed
+
+    def _evaluate(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        try:
+            with torch.no_grad():
+                return self._run(node, self._concrete(args), self._concrete(kwargs))
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{self._name(node)}: {first_line(error)}") from error
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise InputError(
+                f"the network does not accept inputs of shape {tuple(self.sample.shape[1:])} in a "
+                f"batch of {len(self.sample)}: {node.name!r} fails with: {first_line(error)}"
+            ) from error
+
+    def _name(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return f"layer {node.target!r} of type {type(self.modules[node.target]).__name__}"
+        name = node.target if isinstance(node.target, str) else node.target.__name__
+        if node.target is getattr:
+            name = str(node.args[1])
+        return f"operator {name!r} (at {node.name!r})"
+
+    def _output(self, result: Any) -> Branch:
+        if isinstance(result, (tuple, list)) and len(result) == 1:  # as torch.export returns it
+            result = result[0]
+        if not isinstance(result, Branch):
+            raise NotImplementedError(
+                f"the network returns a {type(result).__name__} that does not depend on its input "
+                "alone: it must return one tensor of shape [batch, outputs]"
+            )
+        if result.index != len(self.nodes) - 1 or len(result.shape) != 1:
+            value = self.samples[result.index].reshape(self.sample.shape[0], -1)
+            reshape = affine.Reshape(result.shape, value.shape[1:])
+            return self._add("output", (result.index,), value, affine=reshape)
+        return result
+
+    def _dependent(self, node: fx.Node, args: tuple, kwargs: dict, result: Any) -> Any:
+        """What a call that depends on the input gives: a branch, several, or sizes."""
+        names = affine.operator_names(node.target) if node.op != "call_module" else ()
+        if node.target is getattr:
+            names = (args[1],)
+        if affine.METADATA.intersection(names):
+            return result
+        if affine.LIKE_ANOTHER.intersection(names) and not isinstance(args[0], Branch):
+            return result
+        if affine.SPLITS.intersection(names):
+            return tuple(self._part(node, args, kwargs, i, part) for i, part in enumerate(result))
+        if node.op == "call_module":
+            return self._module(node, self.modules[node.target], args, kwargs, result)
+        try:
+            return self._function(node, names, args, kwargs, result)
+        except (TypeError, AttributeError) as error:  # other arguments than its rule has
+            raise NotImplementedError(f"not in this form: {first_line(error)}") from error
+
+    def _function(
+        self, node: fx.Node, names: tuple[str, ...], args: tuple, kwargs: dict, result: Any
+    ) -> Branch:
+        pooling = _entry(POOLING_FUNCTIONS, node.target, names)
+        if pooling is not None and isinstance(result, Tensor):
+            windows = pooling(args[0].shape, result.shape[1:], *args[1:], **kwargs)
+            return self._maximum(node, args[0], windows, result)
+        activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
+        if activation is not None and isinstance(args[0], Branch):
+            return self._add_activation(node, args[0], activation(*args[1:], **kwargs), result)
+        if "mul" in names and args[0] == args[1]:
+            return self._add_activation(node, args[0], Square(), result)
+        for name in names:
+            if name in affine.REFUSED_FUNCTIONS:
+                raise NotImplementedError(affine.REFUSED_FUNCTIONS[name])
+            if name in affine.FUNCTION_RULES:
+                call = self._call(node, args, kwargs, result)
+                value = affine.FUNCTION_RULES[name](call, *args, **kwargs)
+                return self._add_value(node.name, value, result)
+        raise NotImplementedError
+
+    def _call(self, node: fx.Node, args: tuple, kwargs: dict, result: Any) -> Call:
+        if not isinstance(result, Tensor):
+            raise NotImplementedError(f"it gives a {type(result).__name__}")
+        if result.dtype != self.sample.dtype:
+            raise NotImplementedError(f"it changes the precision to {result.dtype}")
+        return Call(args, kwargs, result, lambda a, k: self._run(node, a, k))
+
+    def _part(self, node: fx.Node, args: tuple, kwargs: dict, i: int, part: Tensor) -> Branch:
+        """Result number ``i`` of a split."""
+        call = Call(args, kwargs, part, lambda a, k: self._run(node, a, k)[i])
+        return self._add_value(f"{node.name}_{i}", affine.positive(call), part)
+
+    def _module(
+        self, node: fx.Node, module: nn.Module, args: tuple, kwargs: dict, value: Any
+    ) -> Branch:
+        refused = _lookup(module, affine.REFUSED_MODULES)
+        if refused is not None:
+            raise NotImplementedError(refused)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Branch):
+            raise NotImplementedError("it takes more than one input")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise NotImplementedError("it has a forward hook")
+        if _lookup(module, dict.fromkeys(affine.IDENTITY_MODULES, True)):
+            return args[0]
+        rule = _lookup(module, affine.MODULE_RULES)
+        if rule is not None:
+            applied = rule(self._call(node, args, kwargs, value), module)
+            return self._add_value(node.name, applied, value)
+        pooling = _lookup(module, POOLING_MODULES)
+        if pooling is not None and isinstance(value, Tensor):
+            windows = pooling[0](args[0].shape, value.shape[1:], **pooling[1](module))
+            return self._maximum(node, args[0], windows, value)
+        activation = _lookup(module, ACTIVATION_MODULES)
+        if activation is not None:
+            return self._add_activation(node, args[0], activation(module, value), value)
+        raise NotImplementedError
+
+    def _add_activation(
+        self, node: fx.Node, parent: Branch, activation: Activation, value: Tensor
+    ) -> Branch:
+        activation = activation.to(self.sample.device, self.sample.dtype)
+        return self._add(node.name, (parent.index,), value, activation=activation)
+
+    def _maximum(self, node: fx.Node, parent: Branch, windows: Tensor, value: Tensor) -> Branch:
+        """The largest entry of every window, see :mod:`lipschitz.pooling`."""
+        current, relu = parent, PiecewiseLinear()
+        device, dtype = value.device, value.dtype
+        for level in comparisons(windows, parent.shape, value.shape[1:]):
+            x = self.samples[current.index]
+            chosen = level.chosen.to(device, dtype)
+            kept = chosen.linear(x)
+            base = self._add(f"{node.name}.keep", (current.index,), kept, affine=chosen)
+            if not level.difference.output_shape.numel():  # windows of one entry
+                return self._add_value(node.name, affine.reshaped(base, value.shape[1:]), value)
+            difference, placed = (p.to(device, dtype) for p in (level.difference, level.placed))
+            excess = difference.linear(x)
+            compared = self._add(
+                f"{node.name}.compare", (current.index,), excess, affine=difference
+            )
+            excess = relu.forward(excess)
+            positive = self._add(f"{node.name}.relu", (compared.index,), excess, activation=relu)
+            excess = placed.linear(excess)
+            gain = self._add(f"{node.name}.place", (positive.index,), excess, affine=placed)
+            both = affine.Combination((1, 1), kept.shape[1:])
+            current = self._add(node.name, (base.index, gain.index), kept + excess, affine=both)
+        return current
+
+
+def _entry(table: dict[Any, Any], target: Any, names: tuple[str, ...]) -> Any:
+    """A table's entry for a function, a method or an ATen operator, or None."""
+    keys = [target]
+    for name in names:
+        keys += [name, getattr(F, name, None), getattr(torch, name, None)]
+    return next((table[key] for key in keys if key in table), None)
+
+
+def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:
+    """The table's entry for a module's type, or for a base whose ``forward`` it inherits."""
+    for base in type(module).__mro__:
+        if base in table:
+            return table[base] if type(module).forward is base.forward else None
+    return None
+
+
+def _detached(operation: affine.AffineMap) -> affine.AffineMap:
+    """Weights as plain tensors: no bound needs gradients with respect to them."""
+    for name, value in vars(operation).items():
+        if isinstance(value, Tensor):
+            setattr(operation, name, value.detach().clone())
+    return operation

@@ -1,0 +1,168 @@
+"""Networks of ``.onnx`` files, read through the package onnx.
+
+The file's operators are run one after the other in torch, so that the network is traced like any
+other. A number of examples that the file fixes is taken for whatever the batch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.formats.onnx_operators import OPERATORS
+from models.formats.onnx_shapes import Context
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the file.
+
+    Attributes:
+        operator: Its ONNX name.
+        context: Attributes and shapes.
+        inputs, outputs: Names of values; an input that is left out has the name ''.
+    """
+
+    operator: str
+    context: Context
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class OnnxNetwork(nn.Module):
+    """The operators of a file.
+
+    Args:
+        steps: In the order in which they run.
+        constants: By name of the value.
+        input_name, output_name: Of the values that go in and come out.
+    """
+
+    def __init__(
+        self, steps: list[Step], constants: Mapping[str, Tensor], input_name: str, output_name: str
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        self.input_name, self.output_name = input_name, output_name
+        self.constant_names = {name: f"constant_{i}" for i, name in enumerate(constants)}
+        for name, value in constants.items():
+            if value.is_floating_point():
+                parameter = nn.Parameter(value, requires_grad=False)
+                self.register_parameter(self.constant_names[name], parameter)
+            else:
+                self.register_buffer(self.constant_names[name], value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The file's output; the batch dimension comes first and may have any size."""
+        values: dict[str, Any] = {"": None, self.input_name: x}
+        for name, attribute in self.constant_names.items():
+            # Not by their attributes, which torch.fx replaces by symbols without a value.
+            kind = self._parameters if attribute in self._parameters else self._buffers
+            values[name] = kind[attribute]
+        for step in self.steps:
+            inputs = [values[name] for name in step.inputs]
+            found = OPERATORS[step.operator](step.context, *inputs)
+            found = found if len(step.outputs) > 1 else [found]
+            for i, name in enumerate(step.outputs):
+                values[name] = found[i]
+        return values[self.output_name]
+
+
+def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
+    """The network of a file and the shape of one input.
+
+    Raises:
+        InputError: The package onnx is missing, the file is damaged, or it has several inputs or
+            outputs or no batch dimension.
+        NotImplementedError: An operator without a rule, by name.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise InputError(
+            f"{path}: reading .onnx needs the package onnx: pip install onnx"
+        ) from None
+    try:
+        model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    except Exception as error:  # protobuf and onnx raise many kinds on a damaged file
+        raise InputError(f"{path} is not an ONNX file, or it is damaged ({error})") from error
+    graph = model.graph
+    constants = {c.name: _tensor(onnx.numpy_helper.to_array(c)) for c in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    for what, found in (("input", inputs), ("output", graph.output)):
+        if len(found) != 1:
+            raise InputError(f"{path} has {len(found)} {what}s: a bound needs one of each")
+    batch, *shape = _dimensions(inputs[0]) or (None,)
+    if not shape or not all(isinstance(size, int) for size in shape):
+        raise InputError(
+            f"{path} takes inputs of shape {[batch, *shape]} (None is left open): expected a batch "
+            "dimension and then numbers; export it for one input shape"
+        )
+    known = [*graph.value_info, *graph.input, *graph.output]
+    shapes = {v.name: _dimensions(v) for v in known if v.type.tensor_type.HasField("shape")}
+    shapes |= {name: tuple(value.shape) for name, value in constants.items()}
+    steps = []
+    for node in graph.node:
+        attributes = {a.name: _attribute(onnx, a) for a in node.attribute}
+        if node.op_type == "Constant":
+            constants[node.output[0]] = _constant(path, attributes)
+            shapes[node.output[0]] = tuple(constants[node.output[0]].shape)
+            continue
+        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+            raise NotImplementedError(f"{path}: the operator {node.op_type} is not supported")
+        context = Context(
+            attributes,
+            tuple(shapes.get(name) for name in node.input),
+            len(node.output),
+            batch,
+        )
+        outputs = (
+            node.output[:1] if node.op_type in ("Dropout", "BatchNormalization") else node.output
+        )
+        steps.append(Step(node.op_type, context, tuple(node.input), tuple(outputs)))
+    network = OnnxNetwork(steps, constants, inputs[0].name, graph.output[0].name).eval()
+    _try_out(path, network, (batch or 2, *shape))
+    return network, tuple(shape)
+
+
+def _try_out(path: Path, network: OnnxNetwork, shape: tuple[int, ...]) -> None:
+    dtypes = {p.dtype for p in network.parameters()}
+    x = torch.zeros(shape, dtype=max(dtypes, key=str, default=torch.float32))
+    try:
+        with torch.no_grad():
+            network(x)
+    except NotImplementedError:
+        raise
+    except Exception as error:  # whatever torch says of operators that do not fit together
+        raise InputError(f"{path} does not run in torch: {error}") from error
+
+
+def _dimensions(value: Any) -> tuple[int | None, ...]:
+    """Sizes of a value; None for one that is left open."""
+    return tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim)
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array.copy())
+
+
+def _attribute(onnx: Any, attribute: Any) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return _tensor(onnx.numpy_helper.to_array(value))
+    return list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
+
+
+def _constant(path: Path, attributes: dict[str, Any]) -> Tensor:
+    (name, value), *others = attributes.items()
+    if others or name not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+        raise NotImplementedError(f"{path}: the operator Constant with {', '.join(attributes)}")
+    return value if isinstance(value, Tensor) else torch.tensor(value)

@@ -1,0 +1,64 @@
+"""Programs of torch.export, and the files that are refused with what to do."""
+
+import pytest
+import torch
+from cases import CASES
+from layers import LAYERS
+from torch import nn
+
+from lipschitz import load_model, local_lipschitz
+from lipschitz.tracing import build_graph
+from models.checkpoint import load_checkpoint
+from models.formats import read_network
+from utils import InputError
+
+
+@pytest.mark.parametrize("open_batch", [True, False], ids=["open batch", "one example"])
+def test_exported_programs_come_back(tmp_path, open_batch):
+    for case in [*CASES, *LAYERS][:: 7 if open_batch else 5]:
+        model = case.model()
+        x = case.point()[None]
+        dynamic = ({0: torch.export.Dim("batch")},) if open_batch else None
+        x = x.expand(2, *case.input_shape) if open_batch else x
+        program = torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=False)
+        torch.export.save(program, tmp_path / "net.pt2")
+        network, shape = read_network(tmp_path / "net.pt2")
+        assert shape == case.input_shape
+        points = torch.rand(3, *shape).double()
+        torch.testing.assert_close(network(points), model(points), msg=case.name)
+        graph = build_graph(network, shape)
+        assert graph.dtype == torch.float64
+
+
+def test_bounds_are_those_of_the_module(tmp_path):
+    case = next(case for case in CASES if case.name == "residual_convolution")
+    model, x = case.model(), case.point()
+    torch.export.save(torch.export.export(model, (x[None],)), tmp_path / "net.pt2")
+    ours = local_lipschitz(load_model(tmp_path / "net.pt2"), x, 0.1, engine="native")
+    expected = local_lipschitz(model, x, 0.1, engine="native")
+    assert ours.upper_bound == pytest.approx(expected.upper_bound, rel=1e-9)
+
+
+def test_unsupported_operators_are_named(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)).eval()
+    torch.export.save(torch.export.export(model, (torch.rand(1, 3),)), tmp_path / "net.pt2")
+    network, shape = read_network(tmp_path / "net.pt2")
+    with pytest.raises(NotImplementedError, match=r"softmax.*logits"):
+        build_graph(network, shape)
+
+
+def test_other_files_say_what_to_do(tmp_path):
+    (tmp_path / "net.pt2").write_text("hello")
+    with pytest.raises(InputError, match=r"not a program of torch\.export\.save"):
+        read_network(tmp_path / "net.pt2")
+    with pytest.raises(InputError, match=r"\.keras files are not read; save it with model\.save"):
+        read_network(tmp_path / "net.keras")
+    with pytest.raises(InputError, match="there is no file"):
+        read_network(tmp_path / "absent.onnx")
+    with pytest.raises(InputError, match="weights alone go with a model"):
+        read_network(tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="has no argument 'width'"):
+        read_network(tmp_path / "net.pt2", width=3)
+    torch.jit.save(torch.jit.trace(nn.Linear(3, 2), torch.rand(1, 3)), tmp_path / "script.pt")
+    with pytest.raises(InputError, match=r"TorchScript.*torch\.export"):
+        load_checkpoint(tmp_path / "script.pt")
