@@ -71,6 +71,27 @@ def layer_norms(graph: Graph, norm: str) -> list[list[float]]:
     return known[norm]
 
 
+def _steepest(graph: Graph) -> dict[int, float]:
+    """Largest magnitude of the slope of every activation, anywhere."""
+    nodes = graph.nodes
+    return {i: max(map(abs, nodes[i].activation.slope_range)) for i in graph.activation_nodes}
+
+
+def check_bounded_slopes(graph: Graph) -> None:
+    """Refuse a network that has no global constant.
+
+    Raises:
+        InputError: An activation whose slope has no bound, by name.
+    """
+    for index, steepest in _steepest(graph).items():
+        if not math.isfinite(steepest):
+            raise InputError(
+                f"global: the slope of {graph.nodes[index].activation} (at "
+                f"{graph.nodes[index].name!r}) has no bound, so no global constant exists: use a "
+                "method that looks at the box, such as crown or ibp"
+            )
+
+
 def _constants(graph: Graph, norm: str) -> list[float]:
     """Lipschitz constant of every node's value as a function of the input, everywhere."""
     slots = None if norm == "inf" else layer_norms(graph, norm)
@@ -105,18 +126,10 @@ def global_norm_bound(graph: Graph, rows: Tensor, measure: Measure | None = None
             wherever the input has passed a layer.
 
     Returns:
-        [R], or [1] of all rows together.
-
-    Raises:
-        InputError: An activation whose slope has no bound.
+        [R], or [1] of all rows together; infinity if the slope of an activation has no bound.
     """
-    for index in graph.activation_nodes:
-        if not math.isfinite(max(map(abs, graph.nodes[index].activation.slope_range))):
-            raise InputError(
-                f"global: the slope of {graph.nodes[index].activation} (at "
-                f"{graph.nodes[index].name!r}) has no bound, so no global constant exists: use a "
-                "method that looks at the box, such as crown or ibp"
-            )
+    if any(not math.isfinite(s) for s in _steepest(graph).values()):
+        return torch.full_like(rows[:1, 0] if measure and measure.joint else rows[:, 0], math.inf)
     measure = measure or Measure()
     constants = _constants(graph, measure.norm)
     inner = Measure(measure.norm, measure.joint)

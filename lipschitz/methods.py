@@ -17,7 +17,7 @@ from lipschitz.baselines.lipsdp import lipsdp_bounds
 from lipschitz.baselines.outcome import Outcome
 from lipschitz.baselines.recurjac import recurjac_bound
 from lipschitz.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
-from lipschitz.global_norm import global_norm_bound
+from lipschitz.global_norm import check_bounded_slopes, global_norm_bound
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
 from lipschitz.native.alpha import native_alpha
@@ -132,6 +132,7 @@ def _ibp_native(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _global(graph: Graph, options: MethodOptions) -> Bounder:
+    check_bounded_slopes(graph)
     return lambda problem: global_norm_bound(graph, problem.rows, problem.measure)
 
 
@@ -184,9 +185,8 @@ METHODS: dict[str, Method] = {
     "sdp": Method(
         "semidefinite bound, nearly exact on wide boxes; of outputs that may hold the maximum",
         {"native": _sdp},
-        norms=("inf",),
+        norms=("inf", "2"),
         joint=(),
-        counts_free=False,
         searches=True,
     ),
     "ibp": Method(

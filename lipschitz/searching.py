@@ -135,8 +135,8 @@ def check_searched(measure: Measure, options: BranchOptions, engine: str) -> Non
     if measure.norm == "inf" and measure.free is None:
         return
     what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
-    if options.sdp == "always":
-        raise InputError(f"semidefinite programs do not bound {what}: use sdp auto or never")
+    if options.sdp == "always" and measure.norm == "1":
+        raise InputError("semidefinite programs do not bound norm 1: use sdp auto or never")
     if engine == "auto_lirpa":
         raise InputError(f"engine 'auto_lirpa' does not search {what}: use engine native")
 
@@ -287,8 +287,7 @@ def _search(
 
 def _solves_programs(problem: LocalProblem, root: RootBounds, options: BranchOptions) -> bool:
     """Whether programs are wanted, fit into memory and, unless demanded, into the time."""
-    plain = problem.norm == "inf" and problem.measure.free is None  # what the programs bound
-    if options.sdp == "never" or not plain or not programs_at_once(problem, root):
+    if options.sdp == "never" or problem.norm == "1" or not programs_at_once(problem, root):
         return False
     if options.sdp == "always":
         return True

@@ -60,7 +60,6 @@ def solve_boxes(
     facts: Facts,
     scale: Tensor,
     options: SolveOptions,
-    norm: str = "inf",
 ) -> Solved:
     """Semidefinite bounds of B boxes (class x subdomain) in one batch.
 
@@ -69,9 +68,8 @@ def solve_boxes(
         facts: What bound propagation knows about them.
         scale: A bound of each that is known already, [B].
         options: When to stop; ``stop_below`` [B].
-        norm: ``inf`` or ``2``.
     """
-    program = build_program(problem.graph.double, facts, norm)
+    program = build_program(problem.graph.double, facts, problem.norm)
     return _certified(program, solve(*_working(program, scale), options), scale)
 
 
@@ -82,13 +80,10 @@ class BoxSolver:
         problem: The problem the box belongs to.
         facts: What bound propagation knows about it, B = 1.
         scale: A bound that is known already, [1].
-        norm: ``inf`` or ``2``.
     """
 
-    def __init__(
-        self, problem: LocalProblem, facts: Facts, scale: Tensor, norm: str = "inf"
-    ) -> None:
-        self.program = build_program(problem.graph.double, facts, norm)
+    def __init__(self, problem: LocalProblem, facts: Facts, scale: Tensor) -> None:
+        self.program = build_program(problem.graph.double, facts, problem.norm)
         self.upper_bound, self.steps = scale, 0
         self.solver = Solver(*_working(self.program, scale))
 
@@ -118,7 +113,13 @@ def root_facts(problem: LocalProblem, root: RootBounds, rows: Tensor) -> Facts:
 
     slopes = slope_intervals(problem.graph, root.preacts)
     cotangents = {i: chosen(c) for i, c in root.norm.cotangents.items()}
-    return Facts(problem.rows[rows], slopes, cotangents, chosen(root.norm.entries))
+    return Facts(
+        problem.rows[rows],
+        slopes,
+        cotangents,
+        chosen(root.norm.entries),
+        counted=problem.measure.free,
+    )
 
 
 def largest_size(problem: LocalProblem, root: RootBounds) -> int:

@@ -68,6 +68,14 @@ class SolveOptions:
     stop_below: Tensor | None = None
 
 
+def group_of(program: Program) -> Tensor:
+    """The group of every variable: one of its own, but for the unit ball's, [N]."""
+    index = torch.arange(program.size, device=program.objective.device)
+    if not program.ball or not program.inputs:
+        return index
+    return torch.where(index <= 1, index, (index - program.inputs + 1).clamp(min=1))
+
+
 class Operator:
     """The program's constraint matrices, applied without forming them."""
 
@@ -76,12 +84,7 @@ class Operator:
         self.variable = program.variable
         batch, size = len(program), program.size
         self.index = program.variable.unsqueeze(2).expand(-1, -1, size)
-        like = objective
-        if program.ball:
-            group = torch.arange(size, device=like.device)
-            group = torch.where(group <= 1, group, (group - program.inputs + 1).clamp(min=1))
-        else:
-            group = torch.arange(size, device=like.device)
+        group = group_of(program)
         self.group, self.groups = group, int(group.max()) + 1
         self.present = (program.factor != 0).any(2)
         self.batch, self.size = batch, size
@@ -266,7 +269,8 @@ class Solver:
         needed = (rest - base.diagonal(dim1=1, dim2=2)).clamp(min=0) + 0.1 / operator.size
         if program.ball:
             diagonal = needed.new_zeros(len(program), operator.groups)
-            diagonal = diagonal.index_reduce_(1, operator.group, needed, "amax")
+            places = operator.group.expand_as(needed)
+            diagonal = diagonal.scatter_reduce_(1, places, needed, "amax")
         else:
             diagonal = needed
         self.multipliers = torch.cat([diagonal, product], 1)

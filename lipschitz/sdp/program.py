@@ -49,7 +49,8 @@ class Program:
         objective: Symmetric, [B, N, N].
         ball: Whether the variables of ``u`` are in the unit ball rather than the unit box, so
             that they share one multiplier.
-        inputs: Number of variables of ``u``; they follow the constant.
+        entry: The entry of the Jacobian that each variable of ``u`` belongs to, -1 if unused,
+            [B, U]; these variables follow the constant.
         variable, scale, shift: The first factor of a product is ``scale y_variable + shift``,
             each [B, K].
         factor: Coefficients of its second factor, [B, K, N]; zero for a product that is not there.
@@ -60,7 +61,7 @@ class Program:
 
     objective: Tensor
     ball: bool
-    inputs: int
+    entry: Tensor
     variable: Tensor
     scale: Tensor
     shift: Tensor
@@ -77,6 +78,11 @@ class Program:
     def size(self) -> int:
         """N, the number of variables with the constant."""
         return self.objective.shape[1]
+
+    @property
+    def inputs(self) -> int:
+        """U, the number of variables of ``u``."""
+        return self.entry.shape[1]
 
     @property
     def products(self) -> int:
@@ -108,6 +114,8 @@ class Facts:
         entries: Interval of the Jacobian's entries, [B, *input_shape].
         entry_sign: Sign with which an entry is counted where a split has fixed it, else 0,
             [B, *input_shape]; None if there are no such splits.
+        counted: 1 for the inputs that the norm counts, 0 for the others, flat [D]; None if it
+            counts all.
     """
 
     rows: Tensor
@@ -115,6 +123,7 @@ class Facts:
     cotangents: dict[int, Interval]
     entries: Interval
     entry_sign: Tensor | None = None
+    counted: Tensor | None = None
 
 
 class _Expressions:
@@ -133,6 +142,8 @@ class _Expressions:
         self.open_slopes = {a: self._open_slopes(a) for a in self.activations}
         self.sign = self._signs()
         self.open_entries = self.sign == 0
+        if facts.counted is not None:
+            self.open_entries &= facts.counted.bool()
         self.inputs = int(self.open_entries.sum(1).max())
         counts = [int(mask.sum(1).max()) for mask in self.open_slopes.values()]
         starts = [1 + self.inputs + sum(counts[:k]) for k in range(len(counts))]
@@ -152,13 +163,13 @@ class _Expressions:
     def _signs(self) -> Tensor:
         """Sign with which each entry is counted, 0 where ``u`` is a variable, [B, D]."""
         lower, upper = self._flat(self.facts.entries)
-        if self.norm == "2":
+        if self.norm == "2":  # the sign of an entry does not tell its share of the ball
             return torch.zeros_like(lower)
         sign = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, -1.0, 0.0)).double()
         if self.facts.entry_sign is not None:
             given = self.facts.entry_sign.flatten(1).double()
             sign = torch.where(given != 0, given, sign)
-        return sign
+        return sign if self.facts.counted is None else sign * self.facts.counted.to(sign)
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(self.batch, *shape, dtype=torch.float64, device=self.device)
@@ -224,11 +235,13 @@ def build_program(graph: Graph, facts: Facts, norm: str = "inf") -> Program:
         if parts
         else (build.zeros(0).long(), build.zeros(0), build.zeros(0), build.zeros(0, size))
     )
-    objective = _objective(build, jacobian)
+    entry = torch.full((build.batch, build.inputs), -1, dtype=torch.long, device=build.device)
+    batch, place, slot = build.places(build.open_entries)
+    entry[batch, slot] = place
     return Program(
-        objective,
+        _objective(build, jacobian),
         norm == "2",
-        build.inputs,
+        entry,
         variable,
         scale,
         shift,

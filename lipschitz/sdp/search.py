@@ -21,7 +21,7 @@ from torch import Tensor
 from lipschitz.native.interval import Interval
 from lipschitz.native.search import NativeSearch
 from lipschitz.sdp.boxes import Solved, solve_boxes
-from lipschitz.sdp.interior_point import SolveOptions
+from lipschitz.sdp.interior_point import SolveOptions, group_of
 from lipschitz.sdp.program import Facts
 from lipschitz.sdp.recovery import points_to_try
 from lipschitz.search_types import Report
@@ -136,6 +136,7 @@ class ProgramSearch:
             cotangents,
             Interval(subdomains.entry_lower.reshape(shape), subdomains.entry_upper.reshape(shape)),
             subdomains.entry_sign.reshape(shape),
+            self.problem.measure.free,
         )
 
     def _solve(
@@ -169,15 +170,15 @@ class ProgramSearch:
         program, multipliers = solved.program, solved.multipliers
         moments = multipliers.moments
         mean = moments[:, 0] / moments[:, :1, 0].clamp(min=1e-12)
-        score = multipliers.diagonal * (1 - mean.clamp(-1, 1) ** 2)
-        variable = torch.full_like(score, -1, dtype=torch.long)
-        is_open = (subdomains.entry_lower < 0) & (subdomains.entry_upper > 0)
-        is_open &= subdomains.entry_sign == 0
-        batch, entry = is_open.nonzero(as_tuple=True)
-        variable[batch, 1 + (is_open.cumsum(1) - 1)[batch, entry]] = self.layout.total + entry
-        variable[:, 1 + program.inputs :] = program.neuron
-        lower, upper = subdomains.preact_lower, subdomains.preact_upper
-        splittable = torch.cat([(lower < 0) & (upper > 0), torch.ones_like(is_open)], 1)
+        paid = multipliers.diagonal[:, group_of(program)]
+        score = paid * (1 - mean.clamp(-1, 1) ** 2)
+        entry = torch.where(program.entry >= 0, self.layout.total + program.entry, -1)
+        if program.ball:  # what a sign leaves open of an entry in the l2 norm is all of its size
+            entry = torch.full_like(entry, -1)
+        variable = torch.cat([torch.full_like(entry[:, :1], -1), entry, program.neuron], 1)
+        is_open = self.layout.is_open(subdomains.preact_lower, subdomains.preact_upper)
+        every = torch.ones_like(subdomains.entry_sign, dtype=torch.bool)
+        splittable = torch.cat([is_open, every], 1)
         usable = (variable >= 0) & splittable.gather(1, variable.clamp(min=0))
         best, place = score.masked_fill(~usable, -torch.inf).max(1)
         found = variable.gather(1, place.unsqueeze(1))[:, 0]
