@@ -170,7 +170,7 @@ class _Bounding:
         """Bounds of some rows, and true gradients near the points that their solutions suggest."""
         self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
         problem = self.problem
-        points = points_to_try(problem, solved.program, solved.multipliers)
+        points = points_to_try(problem, solved.program, solved.multipliers).flatten(0, 1)
         some = replace(
             problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
         )

@@ -1,9 +1,9 @@
 """Points of the box read off a primal solution, where gradients should be large.
 
-The first moments of a solution say how far open each uncertain slope wants to be,
-``theta = t / g``. A point whose activation pattern agrees is looked for by projected descent on
-the neurons that disagree; true gradients along the way are lower bounds, whatever the relaxation
-meant.
+A solution's moments belong to a Gaussian; its mean and draws from it say how far open each
+uncertain slope wants to be, ``theta = t / g``. A point whose activation pattern agrees is looked
+for by projected ascent on that agreement; true gradients along the way are lower bounds, whatever
+the relaxation meant.
 """
 
 from __future__ import annotations
@@ -12,10 +12,28 @@ import torch
 from torch import Tensor
 
 from lipschitz.problem import LocalProblem
-from lipschitz.sdp.interior_point import Multipliers
+from lipschitz.sdp.interior_point import Multipliers, group_of
 from lipschitz.sdp.program import Program
 
 _STEPS = 24
+_DRAWS = 8
+_LARGEST_FACTOR = 1024  # variables of a program whose covariance is worth a factorisation
+
+
+def _draws(moments: Tensor) -> Tensor:
+    """The mean of the variables and, of small programs, draws around it: [S, B, N]."""
+    scaled = moments / moments[:, :1, :1].clamp(min=1e-12)
+    mean = scaled[:, 0]
+    if scaled.shape[1] > _LARGEST_FACTOR:
+        return mean[None]
+    covariance = scaled - mean.unsqueeze(2) * mean.unsqueeze(1)
+    covariance = covariance + 1e-6 * torch.eye(scaled.shape[1]).to(scaled)
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    factor = torch.where((info == 0)[:, None, None], factor, torch.zeros_like(factor))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(_DRAWS - 1, *mean.shape, generator=generator, dtype=torch.float64)
+    around = (factor @ noise.to(mean).unsqueeze(3)).squeeze(3)
+    return torch.cat([mean[None], mean + around.nan_to_num()])
 
 
 def wanted_slopes(program: Program, multipliers: Multipliers) -> tuple[Tensor, Tensor]:
@@ -26,22 +44,21 @@ def wanted_slopes(program: Program, multipliers: Multipliers) -> tuple[Tensor, T
         multipliers: With moments.
 
     Returns:
-        theta in [0, 1] and weights >= 0, both [B, V].
+        theta in [0, 1], [S, B, V] for S draws, and weights >= 0, [B, V].
 
     Raises:
         ValueError: The multipliers came without moments.
     """
     if multipliers.moments is None:
         raise ValueError("no primal solution is kept with these multipliers")
-    moments = multipliers.moments.to(program.objective)
-    point = moments[:, 0] / moments[:, :1, 0].clamp(min=1e-12)
-    t = program.t_scale * point[:, 1 + program.inputs :] + program.t_shift
-    g = (program.cotangent @ point.unsqueeze(2)).squeeze(2)
+    values = _draws(multipliers.moments.to(program.objective))
+    t = program.t_scale * values[..., 1 + program.inputs :] + program.t_shift
+    g = (program.cotangent @ values.unsqueeze(3)).squeeze(3)
     usable = g.abs() > 1e-12
     theta = torch.where(usable, t / torch.where(usable, g, 1.0), 0.5).clamp(0, 1)
     # The multiplier of a variable is what the bound pays for not knowing it.
-    weight = multipliers.diagonal[:, -theta.shape[1] :] if theta.shape[1] else theta
-    return theta, weight.clamp(min=0).to(theta)
+    paid = multipliers.diagonal[:, group_of(program)[1 + program.inputs :]]
+    return theta, paid.clamp(min=0).to(theta)
 
 
 def points_to_try(problem: LocalProblem, program: Program, multipliers: Multipliers) -> Tensor:
@@ -53,16 +70,17 @@ def points_to_try(problem: LocalProblem, program: Program, multipliers: Multipli
         multipliers: Their solutions, with moments.
 
     Returns:
-        [P, *input_shape], points of the box.
+        Points of the box, [P, B, *input_shape]: P of every program.
     """
     graph = problem.graph
     theta, weight = wanted_slopes(program, multipliers)
     total = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
-    target = theta.new_zeros(len(program), total + 1)
-    place = torch.where(program.neuron >= 0, program.neuron, total)
-    target.scatter_(1, place, (2 * theta - 1) * (weight + 1e-3 * weight.amax()))
-    target = target[:, :total].to(problem.centre)
-    point = problem.centre.expand(len(program), *problem.centre.shape).clone()
+    target = theta.new_zeros(*theta.shape[:2], total + 1)
+    place = torch.where(program.neuron >= 0, program.neuron, total).expand(theta.shape)
+    largest = weight.amax() if weight.numel() else 0.0
+    target.scatter_(2, place, (2 * theta - 1) * (weight + 1e-3 * largest))
+    target = target.flatten(0, 1)[:, :total].to(problem.centre)
+    point = problem.centre.expand(len(target), *problem.centre.shape).clone()
     radius = (problem.upper - problem.lower) / 2
     visited = []
     for step in range(_STEPS):
@@ -80,4 +98,5 @@ def points_to_try(problem: LocalProblem, program: Program, multipliers: Multipli
             point = point + (1 - step / _STEPS) * 0.5 * radius * direction
             point = torch.minimum(torch.maximum(point, problem.lower), problem.upper)
         visited.append(point)
-    return torch.cat(visited) if visited else point.detach()
+    points = torch.cat(visited) if visited else point.detach()
+    return points.reshape(-1, len(program), *problem.centre.shape)

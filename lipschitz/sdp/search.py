@@ -158,7 +158,7 @@ class ProgramSearch:
         self.solved += len(bound)
         best = int(better.argmax())
         points = points_to_try(self.problem, solved.program, solved.multipliers)
-        points = points.reshape(-1, len(bound), *self.problem.centre.shape)[:, best]
+        points = points[:, best]
         found = self._unsolved(
             subdomains.having(upper_bound=better, choice=self._choice(subdomains, solved))
         )
