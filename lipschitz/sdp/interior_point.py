@@ -29,6 +29,7 @@ from lipschitz.sdp.program import Program
 _FRACTION_TO_BOUNDARY = 0.95
 _BACKTRACKING = 0.8
 _SMALLEST_STEP = 1e-3
+_FIRST_PRODUCT = 1.0  # first multipliers of products, times N: their sum is then near the optimum's
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ class Solver:
         objective = program.objective / scale[:, None, None]
         self.operator = operator = Operator(program, objective)
         self.program, self.scale = program, scale
-        product = 0.02 * operator.present.to(objective)
+        product = _FIRST_PRODUCT / operator.size * operator.present.to(objective)
         base = -objective - operator.products(product)
         # Strict diagonal dominance makes the first Z positive definite.
         rest = base.abs().sum(2) - base.diagonal(dim1=1, dim2=2).abs()
