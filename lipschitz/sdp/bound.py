@@ -91,7 +91,7 @@ def sdp_bounds(problem: LocalProblem, options: SdpOptions | None = None) -> Outc
             bounding.in_batches()
     except KeyboardInterrupt:
         status = INTERRUPTED
-    if status == BOUND and bounding.is_late:
+    if status == BOUND and bounding.out_of_time:
         status = TIMEOUT
     return Outcome(bounding.upper_bounds, bounding.found, root.class_upper_bounds, status)
 
@@ -105,11 +105,7 @@ class _Bounding:
         self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
         self.upper_bounds = root.class_upper_bounds.clone()
         self.found = sample_gradients(problem, Sampling(seed=options.seed))
-
-    @property
-    def is_late(self) -> bool:
-        """Whether time is up."""
-        return time.monotonic() > self.deadline
+        self.out_of_time = False
 
     @property
     def threshold(self) -> Tensor:
@@ -128,13 +124,14 @@ class _Bounding:
         # The first alone: what it finds may rule out others.
         for rows in [order[:1], *order[1:].split(min(count, 8))]:
             rows = rows[self.upper_bounds[rows] > self.threshold]
-            if self.is_late:
+            if not len(rows):
+                continue
+            self.out_of_time = time.monotonic() > self.deadline
+            if self.out_of_time:
                 return
-            if len(rows):
-                facts = root_facts(self.problem, self.root, rows)
-                limits = self.limits(len(rows))
-                solved = solve_boxes(self.problem, facts, self.upper_bounds[rows], limits)
-                self._take_in(rows, solved)
+            facts = root_facts(self.problem, self.root, rows)
+            limits = self.limits(len(rows))
+            self._take_in(rows, solve_boxes(self.problem, facts, self.upper_bounds[rows], limits))
 
     def step_by_step(self) -> None:
         """Always one more step for the row with the largest bound: the maximum is what counts."""
@@ -145,13 +142,18 @@ class _Bounding:
         price = seconds_per_step(problem, root)
         solvers: dict[int, BoxSolver] = {}
         done: set[int] = set()
-        while time.monotonic() + price < self.deadline:
+        while True:
             open_ = [r for r in range(len(problem.rows)) if r not in done]
+            open_ = [r for r in open_ if self.upper_bounds[r] > self.threshold]
+            for row in set(solvers) - set(open_):
+                del solvers[row]
             if len(solvers) >= most:  # no room for another program
                 open_ = list(solvers)
-            open_ = [r for r in open_ if self.upper_bounds[r] > self.threshold]
             if not open_:
-                return
+                break
+            if time.monotonic() + price > self.deadline:
+                self.out_of_time = True
+                break
             row = max(open_, key=lambda r: float(self.upper_bounds[r]))
             index = torch.tensor([row], device=problem.rows.device)
             if row not in solvers:
