@@ -267,22 +267,34 @@ def _search(
     """
     if type(bounding) is not NativeSearch or not _solves_programs(problem, root, options):
         return bab.branch_and_bound(bounding, *best, limits, watch)
-    if options.sdp == "auto":
-        moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
-        result = bab.branch_and_bound(bounding, *best, moment, watch)
-        if result.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
-            return result
-        best = result.lower_bound, result.witness
-    remaining = limits.timeout - _elapsed(limits)
-    programs = ProgramSearch(bounding, time.monotonic() + remaining)
-    state = Portfolio(
-        programs,
-        bounding,
-        *best,
-        end=time.perf_counter() + remaining,
-        linear=options.sdp == "auto",
-    )
-    return bab.branch_and_bound(programs, *best, limits, watch, state)
+    rows = root.class_upper_bounds
+    known = SearchResult(float(rows.max()), best[0], rows, best[1], INTERRUPTED, 0, 0)
+    last: list[Progress] = []
+
+    def watch_on(progress: Progress) -> None:
+        """The first search's end is not the end, unless it turns out to be."""
+        if progress.finished:
+            last.append(progress)
+        elif watch is not None:
+            watch(progress)
+
+    try:
+        automatic = options.sdp == "auto"
+        if automatic:
+            moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
+            known = bab.branch_and_bound(bounding, *best, moment, watch_on)
+            if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
+                if watch is not None:
+                    watch(last[0])
+                return known
+            best = known.lower_bound, known.witness
+        remaining = limits.timeout - _elapsed(limits)
+        programs = ProgramSearch(bounding, time.monotonic() + remaining)
+        end = time.perf_counter() + remaining
+        state = Portfolio(programs, bounding, *best, end=end, linear=automatic, known=known)
+        return bab.branch_and_bound(programs, *best, limits, watch, state)
+    except KeyboardInterrupt:  # between two searches
+        return replace(known, status=INTERRUPTED)
 
 
 def _solves_programs(problem: LocalProblem, root: RootBounds, options: BranchOptions) -> bool:

@@ -36,6 +36,8 @@ _ATTEMPTS = 40
 def certified_bound(program: Program, multipliers: Multipliers) -> Tensor:
     """Upper bound of each program's value, [B]; infinity where no shift passed the test.
 
+    Multipliers or coefficients that are no numbers, or that overflow, give infinity.
+
     Args:
         program: B programs.
         multipliers: Any; those of inequalities that are negative count as 0.
@@ -43,17 +45,18 @@ def certified_bound(program: Program, multipliers: Multipliers) -> Tensor:
     operator = Operator(program, program.objective)
     diagonal, product = multipliers.diagonal.clone(), multipliers.product.clamp(min=0)
     diagonal[:, 1:] = diagonal[:, 1:].clamp(min=0)
-    stacked = torch.cat([diagonal, product], 1).nan_to_num(torch.inf)
-    finite = torch.isfinite(stacked).all(1)
-    stacked = torch.where(finite.unsqueeze(1), stacked, 0.0)
+    stacked = torch.cat([diagonal, product], 1)
+    stacked = torch.where(torch.isfinite(stacked).all(1, keepdim=True), stacked, torch.nan)
     dual = operator.adjoint(stacked) - program.objective
     terms = operator.magnitude(stacked) + program.objective.abs()
     rounded = _UNIT * (program.products + 16) * terms.flatten(1).norm(dim=1)
     shift = _proved_shift(dual, rounded)
     trace = 2 + program.size - 1 - program.inputs if program.ball else program.size
-    bound = stacked[:, : operator.groups].sum(1) + trace * shift
-    bound = bound * (1 + _RELATIVE_SLACK)
-    return torch.where(finite, bound, torch.inf)
+    summed = stacked[:, : operator.groups]
+    bound = summed.sum(1) + trace * shift
+    bound = bound + _UNIT * (operator.groups + 2) * summed.abs().sum(1)
+    bound = bound + _RELATIVE_SLACK * bound.abs()
+    return torch.where(torch.isfinite(bound), bound, torch.inf)
 
 
 def _proved_shift(dual: Tensor, rounded: Tensor) -> Tensor:
@@ -70,11 +73,14 @@ def _proved_shift(dual: Tensor, rounded: Tensor) -> Tensor:
     def passes(matrix: Tensor) -> Tensor:
         return torch.linalg.cholesky_ex(matrix)[1] == 0
 
+    # What is no number proves nothing, whatever a factorisation says about it.
+    usable = torch.isfinite(dual).flatten(1).all(1)
+    dual = torch.where(usable[:, None, None], dual, eye)
     delta = torch.zeros_like(rounded)
     open_ = (~passes(dual)).nonzero()[:, 0]
     if len(open_):
-        smallest = torch.linalg.eigvalsh(dual[open_])[:, 0]
-        delta[open_] = (-smallest).clamp(min=0) + 1e-12 * dual[open_].abs().amax((1, 2))
+        largest = dual[open_].abs().amax((1, 2))
+        delta[open_] = _negative_part(dual[open_]) + 1e-12 * largest
     for _ in range(_ATTEMPTS):
         if not len(open_):
             break
@@ -84,4 +90,12 @@ def _proved_shift(dual: Tensor, rounded: Tensor) -> Tensor:
     trace = dual.diagonal(dim1=1, dim2=2).abs().sum(1) + size * delta
     shift = delta + unit * trace + rounded
     shift[open_] = torch.inf
-    return shift
+    return torch.where(usable, shift, torch.inf)
+
+
+def _negative_part(matrices: Tensor) -> Tensor:
+    """About how far the spectra reach below 0, [B]; only proposed, so a failure costs little."""
+    try:
+        return (-torch.linalg.eigvalsh(matrices)[:, 0]).clamp(min=0)
+    except torch.linalg.LinAlgError:  # one matrix whose iteration does not converge is enough
+        return matrices.abs().sum(2).amax(1)

@@ -181,7 +181,7 @@ def _step_length(matrix: Tensor, change: Tensor, start: Tensor) -> Tensor:
         matrix, change: [B, N, N].
         start: Step to begin with, [B].
     """
-    step, accepted = start.clone(), torch.zeros_like(start, dtype=torch.bool)
+    step, accepted = start.nan_to_num(0.0), torch.zeros_like(start, dtype=torch.bool)
     while True:
         left = (~accepted).nonzero()[:, 0]
         trial = matrix[left] + step[left, None, None] * change[left]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 
 from torch import Tensor
 
@@ -33,17 +34,18 @@ class _Course:
 
     def __init__(self, upper_bound: float) -> None:
         self.seconds = 0.0
-        self.points = [(0.0, upper_bound)]
+        self.times, self.bounds = [0.0], [upper_bound]
 
     def note(self, seconds: float, upper_bound: float) -> None:
         """The search has run for some more time and its bound is now this."""
         self.seconds += seconds
-        self.points.append((self.seconds, upper_bound))
+        self.times.append(self.seconds)
+        self.bounds.append(upper_bound)
 
     def expected(self, remaining: float) -> float:
         """Its bound if it gets all the remaining time."""
-        now = self.points[-1][1]
-        then = next(bound for t, bound in reversed(self.points) if t <= self.seconds / 2)
+        now = self.bounds[-1]
+        then = self.bounds[bisect_right(self.times, self.seconds / 2) - 1]
         doublings = math.log2((self.seconds + remaining) / max(self.seconds, 1e-9))
         return now - (then - now) * _DECAY * (1 - _DECAY**doublings) / (1 - _DECAY)
 
@@ -57,6 +59,7 @@ class Portfolio:
         lower_bound, witness: A norm attained at a point, and the point.
         end: ``time.perf_counter()`` at which time is up.
         linear: Whether linear bounds may take over.
+        known: What a search before has found out, or None.
     """
 
     def __init__(
@@ -68,11 +71,12 @@ class Portfolio:
         *,
         end: float,
         linear: bool = True,
+        known: SearchResult | None = None,
     ) -> None:
         self.by_programs = SearchState(programs, lower_bound, witness)
         self.by_splits: SearchState | None = None
         self.native, self.may_split = native, linear
-        self.end = end
+        self.end, self.known = end, known
         self.first_seconds = _FIRST_SHARE * max(end - time.perf_counter(), 0.0)
         self.courses = [_Course(self.by_programs.upper_bound)]
 
@@ -83,7 +87,8 @@ class Portfolio:
     @property
     def upper_bound(self) -> float:
         """Certified upper bound of the maximum over all rows."""
-        return min(state.upper_bound for state in self._states)
+        known = float("inf") if self.known is None else self.known.upper_bound
+        return min(known, *(state.upper_bound for state in self._states))
 
     @property
     def lower_bound(self) -> float:
@@ -92,8 +97,9 @@ class Portfolio:
 
     @property
     def domains(self) -> int:
-        """Subdomains bounded by either."""
-        return sum(state.domains for state in self._states)
+        """Subdomains bounded by either, and before."""
+        known = 0 if self.known is None else self.known.domains
+        return known + sum(state.domains for state in self._states)
 
     def progress(self, seconds: float, *, finished: bool = False) -> Progress:
         """The state for whoever watches."""
@@ -101,8 +107,14 @@ class Portfolio:
         return Progress(seconds, self.upper_bound, self.lower_bound, self.domains, open_, finished)
 
     def is_over(self, threshold: float) -> bool:
-        """Whether one of the searches has nothing left to do."""
-        return any(state.is_over(threshold) for state in self._states)
+        """Whether nothing is left to do.
+
+        Regions that one search can neither split nor show to be empty the other cannot either; but
+        where it has given up subdomains for want of room, the other may still do better.
+        """
+        over = [state for state in self._states if state.is_over(threshold)]
+        final = any(state.folded < state.closed_bound for state in over)
+        return final or len(over) == len(self._states)
 
     @property
     def folded(self) -> float:
@@ -113,6 +125,8 @@ class Portfolio:
         """One round of the search that is expected to be ahead in the end."""
         begin = time.perf_counter()
         which = self._next(begin)
+        if self._states[which].is_over(threshold):
+            which = 1 - which
         state = self._states[which]
         state.round(count, threshold)
         self.courses[which].note(time.perf_counter() - begin, state.upper_bound)
@@ -155,17 +169,19 @@ class Portfolio:
         return other
 
     def result(self, status: str) -> SearchResult:
-        """The certified bounds reached so far, row by row the smaller."""
+        """The certified bounds reached so far, row by row the smallest."""
+        # Ctrl-C may come before one search has told the other of its witness.
+        best = max(self._states, key=lambda state: state.lower_bound)
         results = [state.result(status) for state in self._states]
-        best = min(results, key=lambda result: result.upper_bound)
-        rows = best.row_upper_bounds
-        for result in results:
+        results += [] if self.known is None else [self.known]
+        rows = results[0].row_upper_bounds
+        for result in results[1:]:
             rows = rows.minimum(result.row_upper_bounds)
         return SearchResult(
-            best.upper_bound,
-            self.lower_bound,
+            self.upper_bound,
+            best.lower_bound,
             rows,
-            self.by_programs.witness,
+            best.witness,
             status,
             self.domains,
             sum(result.leaves_checked for result in results),

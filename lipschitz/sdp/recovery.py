@@ -73,6 +73,8 @@ def points_to_try(problem: LocalProblem, program: Program, multipliers: Multipli
         Points of the box, [P, B, *input_shape]: P of every program.
     """
     graph = problem.graph
+    if not graph.activation_nodes:
+        return problem.centre.expand(1, len(program), *problem.centre.shape)
     theta, weight = wanted_slopes(program, multipliers)
     total = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
     target = theta.new_zeros(*theta.shape[:2], total + 1)
