@@ -265,7 +265,7 @@ def _search(
 
     Linear bounds alone come first, for a moment, since many problems need no more.
     """
-    if type(bounding) is not NativeSearch or not _solves_programs(problem, root, options):
+    if type(bounding) is not NativeSearch:
         return bab.branch_and_bound(bounding, *best, limits, watch)
     rows = root.class_upper_bounds
     known = SearchResult(float(rows.max()), best[0], rows, best[1], INTERRUPTED, 0, 0)
@@ -279,6 +279,8 @@ def _search(
             watch(progress)
 
     try:
+        if not _solves_programs(problem, root, options):
+            return bab.branch_and_bound(bounding, *best, limits, watch)
         automatic = options.sdp == "auto"
         if automatic:
             moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
