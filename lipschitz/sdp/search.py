@@ -175,7 +175,8 @@ class ProgramSearch:
         entry = torch.where(program.entry >= 0, self.layout.total + program.entry, -1)
         if program.ball:  # what a sign leaves open of an entry in the l2 norm is all of its size
             entry = torch.full_like(entry, -1)
-        variable = torch.cat([torch.full_like(entry[:, :1], -1), entry, program.neuron], 1)
+        constant = entry.new_full((len(entry), 1), -1)
+        variable = torch.cat([constant, entry, program.neuron], 1)
         is_open = self.layout.is_open(subdomains.preact_lower, subdomains.preact_upper)
         every = torch.ones_like(subdomains.entry_sign, dtype=torch.bool)
         splittable = torch.cat([is_open, every], 1)

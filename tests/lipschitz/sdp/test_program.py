@@ -68,7 +68,8 @@ def violation(program: Program, y: Tensor, ball: bool) -> float:
 
 def compared(problem: LocalProblem, facts: Facts, model: nn.Module, norm: str):
     """Largest violation of the constraints and error of the objective over points of the box."""
-    program = build_program(problem.graph.double, facts, norm)
+    with torch.no_grad():
+        program = build_program(problem.graph.double, facts, norm)
     worst = error = 0.0
     for x in points_in_box(problem.lower, problem.upper, 12):
         jacobian = jacobians(model, x[None])[0].flatten(1)[: len(program)]
