@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 import bab
 from lipschitz.branching import HEURISTICS, chooser
+from lipschitz.combined_search import PROGRAMS, combined_search
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import Sampling, sample_gradients
@@ -30,14 +30,10 @@ from lipschitz.problem import (
     LipschitzResult,
     LocalProblem,
 )
-from lipschitz.sdp.boxes import programs_at_once, seconds_per_step
-from lipschitz.sdp.portfolio import Portfolio
-from lipschitz.sdp.search import ProgramSearch
-from lipschitz.search_types import Bounding, Limits, Progress, SearchResult
+from lipschitz.search_types import Bounding, Limits, Progress
 from utils import InputError
 
 BRANCHES = ("relu", "input", "auto")
-PROGRAMS = ("auto", "always", "never")
 _REFRESH = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
@@ -47,11 +43,6 @@ _TRIAL_SECONDS = 0.5
 # Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
 _BETA_STEPS = 8
 _POOL_BYTES = 2 * 2**30
-# Semidefinite programs come after this share of the time, for what linear bounds close at once,
-# and only if the first one is done before that share of it.
-_FIRST_LINEAR = 0.02
-_LONGEST_PROGRAM = 0.5
-_STEPS_OF_A_PROGRAM = 13
 
 
 @dataclass(frozen=True)
@@ -204,9 +195,9 @@ def bound_by_branching(
             root_upper_bound=float(rows.max()),
             seconds=time.perf_counter() - begin,
         )
-    best = int(found.norms.argmax())
-    lower_bound = float(found.norms[best])
-    witness = found.witnesses[best] if lower_bound > 0 else None
+    largest = int(found.norms.argmax())
+    lower_bound = float(found.norms[largest])
+    witness = found.witnesses[largest] if lower_bound > 0 else None
     root_upper = float(root.class_upper_bounds.max())
     if not math.isfinite(root_upper):
         raise InputError(
@@ -229,7 +220,11 @@ def bound_by_branching(
             witness=witness,
             seconds=time.perf_counter() - begin,
         )
-    result = _search(problem, root, bounding, (lower_bound, witness), options, limits, watch)
+    best = (lower_bound, witness)
+    if type(bounding) is NativeSearch:
+        result = combined_search(problem, root, bounding, best, options.sdp, limits, watch)
+    else:
+        result = bab.branch_and_bound(bounding, *best, limits, watch)
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status
     if isinstance(bounding, EntrySearch):
         rows, left_out = bounding.row_bounds(rows), float(bounding.left_out.max())
@@ -250,67 +245,6 @@ def bound_by_branching(
         leaves_checked=result.leaves_checked,
         branch=branch,
     )
-
-
-def _search(
-    problem: LocalProblem,
-    root: RootBounds,
-    bounding: Bounding,
-    best: tuple[float, Tensor | None],
-    options: BranchOptions,
-    limits: Limits,
-    watch: Callable[[Progress], None] | None,
-) -> SearchResult:
-    """Branch and bound, with semidefinite programs where they are wanted and affordable.
-
-    Linear bounds alone come first, for a moment, since many problems need no more.
-    """
-    if type(bounding) is not NativeSearch:
-        return bab.branch_and_bound(bounding, *best, limits, watch)
-    rows = root.class_upper_bounds
-    known = SearchResult(float(rows.max()), best[0], rows, best[1], INTERRUPTED, 0, 0)
-    last: list[Progress] = []
-
-    def watch_on(progress: Progress) -> None:
-        """The first search's end is not the end, unless it turns out to be."""
-        if progress.finished:
-            last.append(progress)
-        elif watch is not None:
-            watch(progress)
-
-    try:
-        if not _solves_programs(problem, root, options):
-            return bab.branch_and_bound(bounding, *best, limits, watch)
-        automatic = options.sdp == "auto"
-        if automatic:
-            moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * options.timeout)
-            known = bab.branch_and_bound(bounding, *best, moment, watch_on)
-            if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
-                if watch is not None:
-                    watch(last[0])
-                return known
-            best = known.lower_bound, known.witness
-        remaining = limits.timeout - _elapsed(limits)
-        programs = ProgramSearch(bounding, time.monotonic() + remaining)
-        end = time.perf_counter() + remaining
-        state = Portfolio(programs, bounding, *best, end=end, linear=automatic, known=known)
-        return bab.branch_and_bound(programs, *best, limits, watch, state)
-    except KeyboardInterrupt:  # between two searches
-        return replace(known, status=INTERRUPTED)
-
-
-def _solves_programs(problem: LocalProblem, root: RootBounds, options: BranchOptions) -> bool:
-    """Whether programs are wanted, fit into memory and, unless demanded, into the time."""
-    if options.sdp == "never" or problem.norm == "1" or not programs_at_once(problem, root):
-        return False
-    if options.sdp == "always":
-        return True
-    seconds = _STEPS_OF_A_PROGRAM * seconds_per_step(problem, root)
-    return seconds <= _LONGEST_PROGRAM * options.timeout
-
-
-def _elapsed(limits: Limits) -> float:
-    return time.perf_counter() - limits.begin
 
 
 def _root_bounds(

@@ -36,6 +36,7 @@ ORDER = [
     "lipschitz.sdp",
     "lipschitz.progress",
     "bab",
+    "lipschitz.combined_search",
     "lipschitz.searching",
     "lipschitz.methods",
     "lipschitz.api",

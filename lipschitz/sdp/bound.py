@@ -45,7 +45,7 @@ from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.recovery import points_to_try
 
 # Programs up to this size are solved in batches, larger ones a step at a time.
-_LARGEST_IN_BATCH = 512
+LARGEST_IN_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,25 @@ def sdp_bounds(problem: LocalProblem, options: SdpOptions | None = None) -> Outc
     root = native_alpha(
         problem, memory_budget=options.memory_budget, deadline=begin + options.timeout / 2
     )
-    bounding = _Bounding(problem, root, options, begin + options.timeout)
+    return tightened(problem, root, begin + options.timeout, options)
+
+
+@torch.no_grad()
+def tightened(
+    problem: LocalProblem, root: RootBounds, deadline: float, options: SdpOptions
+) -> Outcome:
+    """What the programs make of linear bounds, see :func:`sdp_bounds`.
+
+    Args:
+        problem: What to bound.
+        root: Its linear bounds.
+        deadline: ``time.monotonic()`` to stop at.
+        options: How hard to try until then.
+    """
+    bounding = _Bounding(problem, root, options, deadline)
     status = BOUND
     try:
-        if largest_size(problem, root) > _LARGEST_IN_BATCH:
+        if largest_size(problem, root) > LARGEST_IN_BATCH:
             bounding.step_by_step()
         else:
             bounding.in_batches()

@@ -123,7 +123,7 @@ def test_only_inputs_that_count_are_summed():
 def test_step_by_step_and_in_batches_meet(monkeypatch):
     problem, _ = reference_problem("simple_mlp_3layer_32", 0.05)
     in_batches = sdp_bounds(problem, SdpOptions(timeout=30)).class_upper_bounds.max()
-    monkeypatch.setattr(bound_module, "_LARGEST_IN_BATCH", 0)
+    monkeypatch.setattr(bound_module, "LARGEST_IN_BATCH", 0)
     step_by_step = sdp_bounds(problem, SdpOptions(timeout=30)).class_upper_bounds.max()
     assert float(step_by_step) == pytest.approx(float(in_batches), rel=2e-3)
 
