@@ -11,9 +11,9 @@ from enumeration import exact_constants
 from oracles import jacobians, points_in_box
 from torch import nn
 
+import lipschitz.combined_search as combined_search
 import lipschitz.sdp.boxes as boxes
 import lipschitz.sdp.portfolio as portfolio
-import lipschitz.searching as searching
 from bab import branch_and_bound
 from lipschitz.branching import chooser
 from lipschitz.native.crown import native_crown
@@ -32,7 +32,7 @@ SLACK = 1e-9
 @pytest.fixture(autouse=True)
 def _programs_at_once(monkeypatch):
     """Small problems are over before their programs begin; here these begin at once."""
-    monkeypatch.setattr(searching, "_FIRST_LINEAR", 1e-5)
+    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 1e-5)
     monkeypatch.setattr(portfolio, "_FIRST_SHARE", 5e-4)
 
 
@@ -148,7 +148,7 @@ def test_what_is_watched_is_monotone_and_ends_once(medium, sdp):
 def test_what_linear_bounds_found_first_is_kept(medium, monkeypatch):
     """The programs begin anew, with the root's bound; the smaller of both is reported."""
     _, problem, exact = medium
-    monkeypatch.setattr(searching, "_FIRST_LINEAR", 0.25)
+    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 0.25)
     seen = []
     options = BranchOptions(timeout=0.2, branch="relu", batch_size=1, tolerance=1e-9)
     result = bound_by_branching(problem, options, seen.append)
