@@ -3,7 +3,7 @@
 # `train` and `bound` for each network, and `finish`.
 
 # The methods that are compared; a name of main.py --method, or one of FLAGS.
-METHODS="global lipsdp eclipse ibp fastlip recurjac crown alpha lipmip lipbab bab_paper bab sampling"
+METHODS="global lipsdp eclipse ibp fastlip recurjac crown alpha sdp lipmip lipbab bab_paper bab sampling"
 # Arguments of main.py for what --method alone does not say. bab_paper is the paper's setting.
 declare -A FLAGS=(
     [bab]="--bab"

@@ -9,14 +9,14 @@ run() {  # script arguments...
     local script="$1"
     shift
     echo "== $script"
-    "./$script.sh" --output "$results" --timeout 8 --epochs 30 "$@"
+    "./$script.sh" --output "$results" --timeout 6 --epochs 30 --jobs 2 "$@"
 }
 
 run synthetic_mlp_width --sizes "16 32 64 128" --eps "0.05 0.2" "$@"
-run synthetic_mlp_depth --sizes "2 3 4 5 6" --eps "0.05 0.2" "$@"
-run synthetic_cnn_width --sizes "1 2 4" --eps "0.02 0.05" "$@"
-run digits --examples 3 --eps "0.01 0.05" "$@"
-run ablations --sizes "32 64" --eps "0.2" "$@"
+run synthetic_mlp_depth --sizes "2 4 6" --eps "0.05 0.2" "$@"
+run synthetic_cnn_width --sizes "1 2 4" --eps "0.05" "$@"
+run digits --examples 2 --eps "0.01 0.05" "$@"
+run ablations --sizes "64" --eps "0.2" "$@"
 
 cd ..
 {
