@@ -111,7 +111,7 @@ def draw(
         radii = sorted({float(str(row[1])) for row in rows if row[0] == name})
         best = [max(float(str(r[4])) for r in rows if r[0] == name and r[1] == e) for e in radii]
         axis.plot(radii, best, "k:.", label="true gradients (below)")
-        axis.set(title=name, xlabel="eps", xscale="log", yscale="log")
+        axis.set(title=name, xlabel="eps", xscale="log", ylim=(0, None))
         axis.set_xticks(radii, [f"{e:g}" for e in radii], minor=False)
         axis.minorticks_off()
     axes[0].set_ylabel("upper bound")
@@ -120,7 +120,7 @@ def draw(
         seconds, bounds = zip(*course, strict=True)
         many = {"marker": "", "drawstyle": "steps-post"} if len(course) > 1 else {}
         last.plot(seconds, bounds, label=method, **{**styles[method], **many})
-    last.set(title=title, xlabel="seconds", xscale="log", yscale="log")
+    last.set(title=title, xlabel="seconds", xscale="log", ylim=(0, None))
     for axis in axes[len(names) + 1 :]:
         axis.axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
