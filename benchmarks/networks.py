@@ -36,21 +36,26 @@ def _stored_mlp(width: int) -> Network:
     return Network(f"stored MLP, width {width}", load)
 
 
-def trained_mlp(width: int, seed: int = 0) -> Network:
-    """3-layer MLP on the random-K-cluster data, trained until many neurons are in play."""
+def trained_mlp(width: int, seed: int = 0, epochs: int = 30) -> Network:
+    """3-layer MLP on the random-K-cluster data, trained until many neurons are in play.
+
+    The longer it is trained, the larger its weights and the looser its bounds.
+    """
+    longer = "" if epochs == 30 else f", {epochs} epochs"
 
     def load() -> tuple[nn.Module, Tensor]:
-        path = FOLDER / f"benchmark_mlp{width}_seed{seed}.pth"
+        stem = f"benchmark_mlp{width}_seed{seed}" + longer.replace(", ", "_").replace(" ", "_")
+        path = FOLDER / f"{stem}.pth"
         if not path.is_file():
             argv = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", str(width)]
-            argv += ["--seed", str(seed), "--num-epochs", "30"]
+            argv += ["--seed", str(seed), "--num-epochs", str(epochs)]
             argv += ["--output", str(path), "--quiet"]
             train_model.main(argv)
         model = build_model("simple_mlp_3layer", width=width)
         load_weights(model, path)
         return model.eval(), torch.full((16,), 0.5)
 
-    return Network(f"MLP, width {width}, seed {seed}", load)
+    return Network(f"MLP, width {width}, seed {seed}{longer}", load)
 
 
 def trained_on_scaled_digits(

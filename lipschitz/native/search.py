@@ -259,6 +259,8 @@ class NativeSearch:
             What is left to search: nothing of an empty leaf; a leaf whose region is relaxed,
             because neurons that its bound does not need are open, with one of them to split.
         """
+        if not self.layout.total:  # an affine network is one region
+            return self._report(leaves.take(slice(0)), closed=leaves)
         lower, upper = leaves.preact_lower, leaves.preact_upper
         open_neuron = self.layout.is_open(lower, upper)
         points, rows = self._inputs(leaves.entry_lower[:0]), leaves.row[:0]
