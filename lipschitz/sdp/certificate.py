@@ -14,9 +14,12 @@ program gives a loose bound, never a wrong one.
 Proved and trusted: ``lambda_min(Z) >= -delta`` is accepted only if a Cholesky factorisation of
 ``Z + delta I`` runs to its end in float64, which proves ``lambda_min > -delta - m`` with
 ``m = (N + 2) u / (1 - (N + 2) u) trace(Z + delta I)`` for the unit roundoff u (Rump 2006,
-"Verification of positive definiteness", BIT 46). What assembling Z rounds is bounded by the
-magnitudes of its terms and added to delta. Eigenvalue routines only propose delta. The intervals
-that scale the variables are those of bound propagation, with its own guards.
+"Verification of positive definiteness", BIT 46); trusted is that the library's Cholesky is of the
+usual kind, whose rounding errors are those of any order of the sums. What assembling Z and adding
+up d rounds is bounded by the magnitudes of the terms and added. Eigenvalue routines only propose
+delta. The program's coefficients are sums rounded in float64, for which a margin of 1e-10 of the
+bound is added, not proved; the intervals that scale the variables are those of bound propagation,
+with its own guards.
 """
 
 from __future__ import annotations

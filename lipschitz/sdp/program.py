@@ -12,13 +12,15 @@ quadratic form in ``y = (1, u, t)``. Each variable is scaled to ``[-1, 1]`` by t
 bound propagation knows for it. What holds for the true ``y`` and is quadratic in it:
 
     y_0^2 = 1,  y_i^2 <= 1          (for the l2 norm: sum of u_i^2 <= 1)
-    t (g - t) >= 0                                                    for every uncertain slope
+    t (g - t) >= 0                           for every uncertain slope whose g is not a constant
     (1 - u_i)(J_i - J_lower) >= 0,  (1 + u_i)(J_upper - J_i) >= 0      for every entry of open sign
 
-The last line, a McCormick product, makes the program at least as tight on ``|J_i|`` as the chord
-that linear bounds use. Replacing ``y y^T`` by any positive semidefinite matrix of unit diagonal
-relaxes the maximum to a semidefinite program, whose dual bounds it for *any* multipliers
-(:mod:`lipschitz.sdp.certificate`). For one hidden layer and without the McCormick products this
+An entry of known sign, or whose sign a split has fixed, has no variable but counts with that sign.
+The last line, McCormick products, makes the program at least as tight on ``|J_i|`` as the chord
+that linear bounds use; they are left out for the l2 norm and for very many entries. Replacing
+``y y^T`` by any positive semidefinite matrix that keeps to these lines relaxes the maximum to a
+semidefinite program, whose dual bounds it for *any* multipliers (:mod:`lipschitz.sdp.certificate`).
+For one hidden layer and without the McCormick products this
 is the relaxation of Raghunathan et al. 2018; the recursion through several layers is the "dual"
 view of Chen et al. 2020 and GeoLIP, with intervals of this box instead of global ones.
 
