@@ -25,7 +25,7 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
-from lipschitz.sdp.bound import SdpOptions, sdp_bounds
+from lipschitz.sdp.bound import LastSolutions, SdpOptions, sdp_bounds
 from utils import InputError, suggest
 
 # Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
@@ -148,7 +148,8 @@ def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
     limits = SdpOptions(
         timeout=options.timeout, memory_budget=options.memory_budget, seed=options.seed
     )
-    return lambda problem: sdp_bounds(problem, limits)
+    last = LastSolutions()
+    return lambda problem: sdp_bounds(problem, limits, last)
 
 
 def _lipmip(graph: Graph, options: MethodOptions) -> Bounder:

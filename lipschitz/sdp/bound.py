@@ -43,6 +43,7 @@ from lipschitz.sdp.boxes import (
 )
 from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.recovery import points_to_try
+from lipschitz.sdp.warm import WarmStarts
 
 # Programs up to this size are solved in batches, larger ones a step at a time.
 LARGEST_IN_BATCH = 512
@@ -67,8 +68,37 @@ class SdpOptions:
     seed: int = 0
 
 
+class LastSolutions:
+    """Solutions for the last point, to begin the programs of another radius around it from."""
+
+    def __init__(self) -> None:
+        self.centre: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.starts: WarmStarts | None = None
+        self.numbers: Tensor | None = None
+
+    def of(self, problem: LocalProblem, rows: Tensor) -> tuple[WarmStarts, Tensor]:
+        """Remembered solutions, and the number of the one for each of some rows."""
+        same = self.centre is not None and torch.equal(self.centre, problem.centre)
+        if not (same and torch.equal(self.rows, problem.rows)):
+            graph = problem.graph
+            neurons = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
+            self.centre, self.rows = problem.centre, problem.rows
+            self.starts = WarmStarts(problem.centre.numel(), neurons, problem.rows)
+            self.numbers = torch.full_like(problem.rows[:, 0], -1, dtype=torch.long)
+        return self.starts, self.numbers[rows]
+
+    def keep(self, rows: Tensor, solved: Solved) -> None:
+        """Remember the solutions of some rows of the problem :meth:`of` was asked for."""
+        self.numbers[rows] = self.starts.keep(solved.program, solved.multipliers)
+
+
 @torch.no_grad()
-def sdp_bounds(problem: LocalProblem, options: SdpOptions | None = None) -> Outcome:
+def sdp_bounds(
+    problem: LocalProblem,
+    options: SdpOptions | None = None,
+    last: LastSolutions | None = None,
+) -> Outcome:
     """Upper bounds of ``||J(x)^T r||_1`` over the box by the semidefinite program.
 
     Ctrl-C and the time limit return the bounds certified so far.
@@ -76,18 +106,23 @@ def sdp_bounds(problem: LocalProblem, options: SdpOptions | None = None) -> Outc
     Args:
         problem: What to bound, R rows.
         options: How hard to try.
+        last: What was solved before with the same network.
     """
     options = options or SdpOptions()
     begin = time.monotonic()
     root = native_alpha(
         problem, memory_budget=options.memory_budget, deadline=begin + options.timeout / 2
     )
-    return tightened(problem, root, begin + options.timeout, options)
+    return tightened(problem, root, begin + options.timeout, options, last)
 
 
 @torch.no_grad()
 def tightened(
-    problem: LocalProblem, root: RootBounds, deadline: float, options: SdpOptions
+    problem: LocalProblem,
+    root: RootBounds,
+    deadline: float,
+    options: SdpOptions,
+    last: LastSolutions | None = None,
 ) -> Outcome:
     """What the programs make of linear bounds, see :func:`sdp_bounds`.
 
@@ -96,8 +131,9 @@ def tightened(
         root: Its linear bounds.
         deadline: ``time.monotonic()`` to stop at.
         options: How hard to try until then.
+        last: What was solved before with the same network.
     """
-    bounding = _Bounding(problem, root, options, deadline)
+    bounding = _Bounding(problem, root, options, deadline, last or LastSolutions())
     status = BOUND
     try:
         if largest_size(problem, root) > LARGEST_IN_BATCH:
@@ -115,9 +151,15 @@ class _Bounding:
     """The rows of a problem on their way, with the certified bounds and gradients so far."""
 
     def __init__(
-        self, problem: LocalProblem, root: RootBounds, options: SdpOptions, deadline: float
+        self,
+        problem: LocalProblem,
+        root: RootBounds,
+        options: SdpOptions,
+        deadline: float,
+        last: LastSolutions,
     ) -> None:
         self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
+        self.last = last
         self.upper_bounds = root.class_upper_bounds.clone()
         self.found = sample_gradients(problem, Sampling(seed=options.seed))
         self.out_of_time = False
@@ -145,8 +187,10 @@ class _Bounding:
             if self.out_of_time:
                 return
             facts = root_facts(self.problem, self.root, rows)
-            limits = self.limits(len(rows))
-            self._take_in(rows, solve_boxes(self.problem, facts, self.upper_bounds[rows], limits))
+            limits, starts = self.limits(len(rows)), self.last.of(self.problem, rows)
+            solved = solve_boxes(self.problem, facts, self.upper_bounds[rows], limits, starts)
+            self.last.keep(rows, solved)
+            self._take_in(rows, solved)
 
     def step_by_step(self) -> None:
         """Always one more step for the row with the largest bound: the maximum is what counts."""

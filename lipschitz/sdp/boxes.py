@@ -20,6 +20,7 @@ from lipschitz.rounding import raise_upper_bound
 from lipschitz.sdp.certificate import certified_bound
 from lipschitz.sdp.interior_point import Multipliers, SolveOptions, Solver, solve
 from lipschitz.sdp.program import Facts, Program, build_program
+from lipschitz.sdp.warm import WarmStarts
 
 # Above this size the steps are taken in float32.
 _DOUBLE_UP_TO = 96
@@ -61,6 +62,7 @@ def solve_boxes(
     facts: Facts,
     scale: Tensor,
     options: SolveOptions,
+    starts: tuple[WarmStarts, Tensor] | None = None,
 ) -> Solved:
     """Semidefinite bounds of B boxes (class x subdomain) in one batch.
 
@@ -69,9 +71,11 @@ def solve_boxes(
         facts: What bound propagation knows about them.
         scale: A bound of each that is known already, [B].
         options: When to stop; ``stop_below`` [B].
+        starts: Remembered solutions, and the number of the one to begin each program from, [B].
     """
     program = build_program(problem.graph.double, facts, problem.norm)
-    return _certified(program, solve(*_working(program, scale), options), scale)
+    start = None if starts is None else starts[0].begin(starts[1], program)
+    return _certified(program, solve(*_working(program, scale), options, start=start), scale)
 
 
 class BoxSolver:

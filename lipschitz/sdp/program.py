@@ -42,6 +42,10 @@ from lipschitz.native.interval import Interval
 # McCormick products of more entries than this cost more than they tighten.
 _MOST_PRODUCTS = 256
 
+# Kinds of products: between 0 and g, and the two McCormick products of an entry.
+_OF_A_NEURON, _BELOW, _ABOVE = range(3)
+FAMILIES = 3
+
 
 @dataclass(frozen=True)
 class Program:
@@ -53,6 +57,7 @@ class Program:
             that they share one multiplier.
         entry: The entry of the Jacobian that each variable of ``u`` belongs to, -1 if unused,
             [B, U]; these variables follow the constant.
+        family: Which of the FAMILIES kinds each product is of, [B, K].
         variable, scale, shift: The first factor of a product is ``scale y_variable + shift``,
             each [B, K].
         factor: Coefficients of its second factor, [B, K, N]; zero for a product that is not there.
@@ -64,6 +69,7 @@ class Program:
     objective: Tensor
     ball: bool
     entry: Tensor
+    family: Tensor
     variable: Tensor
     scale: Tensor
     shift: Tensor
@@ -232,10 +238,16 @@ def build_program(graph: Graph, facts: Facts, norm: str = "inf") -> Program:
     parts = [_between_zero_and_g(build, a, t_scale, t_shift, cotangent) for a in varying]
     if norm == "inf" and 0 < 2 * build.inputs <= _MOST_PRODUCTS:
         parts += _sign_products(build, jacobian)
-    variable, scale, shift, factor = (
+    family, variable, scale, shift, factor = (
         (torch.cat(p, 1) for p in zip(*parts, strict=True))
         if parts
-        else (build.zeros(0).long(), build.zeros(0), build.zeros(0), build.zeros(0, size))
+        else (
+            build.zeros(0).long(),
+            build.zeros(0).long(),
+            build.zeros(0),
+            build.zeros(0),
+            build.zeros(0, size),
+        )
     )
     entry = torch.full((build.batch, build.inputs), -1, dtype=torch.long, device=build.device)
     batch, place, slot = build.places(build.open_entries)
@@ -244,6 +256,7 @@ def build_program(graph: Graph, facts: Facts, norm: str = "inf") -> Program:
         _objective(build, jacobian),
         norm == "2",
         entry,
+        family,
         variable,
         scale,
         shift,
@@ -270,7 +283,7 @@ def _objective(build: _Expressions, jacobian: Tensor) -> Tensor:
 
 def _between_zero_and_g(
     build: _Expressions, activation: int, t_scale: Tensor, t_shift: Tensor, cotangent: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``t (g - t) >= 0`` of one activation's open slopes, scaled to numbers near 1."""
     begin = build.start[activation]
     part = slice(begin - 1 - build.inputs, begin - 1 - build.inputs + build.count[activation])
@@ -281,12 +294,14 @@ def _between_zero_and_g(
     rest[:, :, 0] -= shift
     unit = _inverse(2 * scale)
     rest = rest * unit.unsqueeze(2) * (scale > 0).unsqueeze(2)
-    return variable.expand(build.batch, -1), scale * unit, shift * unit, rest
+    variable = variable.expand(build.batch, -1)
+    family = torch.full_like(variable, _OF_A_NEURON)
+    return family, variable, scale * unit, shift * unit, rest
 
 
 def _sign_products(
     build: _Expressions, jacobian: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """``(1 - u)(J - J_lower) >= 0`` and ``(1 + u)(J_upper - J) >= 0`` for entries of open sign."""
     batch, entry, slot = build.places(build.open_entries)
     lower, upper = build._flat(build.facts.entries)
@@ -294,13 +309,13 @@ def _sign_products(
     rows = jacobian.transpose(1, 2)[batch, entry]
     found = []
     variable = torch.arange(1, 1 + build.inputs, device=build.device).expand(build.batch, -1)
-    for side, end in ((-1.0, lower), (1.0, upper)):
+    for side, end, kind in ((-1.0, lower, _BELOW), (1.0, upper, _ABOVE)):
         factor, ones = build.zeros(build.inputs, build.size), build.zeros(build.inputs)
         distance = -side * rows
         distance[:, 0] += side * end[batch, entry]
         factor[batch, slot] = distance * unit.unsqueeze(1)
         ones[batch, slot] = 1.0
-        found.append((variable, side * ones, ones, factor))
+        found.append((torch.full_like(variable, kind), variable, side * ones, ones, factor))
     return found
 
 

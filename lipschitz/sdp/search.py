@@ -24,6 +24,7 @@ from lipschitz.sdp.boxes import Solved, solve_boxes
 from lipschitz.sdp.interior_point import SolveOptions, group_of
 from lipschitz.sdp.program import Facts
 from lipschitz.sdp.recovery import points_to_try
+from lipschitz.sdp.warm import WarmStarts
 from lipschitz.search_types import Report
 from lipschitz.subdomains import Subdomains, concatenate
 
@@ -42,9 +43,11 @@ class ProgrammedSubdomains(Subdomains):
 
     Attributes:
         solved: Whether ``upper_bound`` and ``choice`` are from the subdomain's own program, [B].
+        origin: Number of the latest program's solution on the way from the root, -1 if none, [B].
     """
 
     solved: Tensor
+    origin: Tensor
 
 
 class ProgramSearch:
@@ -60,19 +63,24 @@ class ProgramSearch:
         self.problem, self.layout = native.problem, native.layout
         self.seconds_per_program = 0.0
         self.solved = 0
+        inputs = self.problem.centre.numel()
+        self.starts = WarmStarts(inputs, self.layout.total, self.problem.rows)
 
     def root(self) -> ProgrammedSubdomains:
         """One subdomain per row of the problem: the whole box."""
-        return self._unsolved(self.native.root())
+        root = self.native.root()
+        known = (getattr(root, f.name) for f in fields(Subdomains))
+        unsolved = torch.zeros_like(root.row, dtype=torch.bool)
+        return ProgrammedSubdomains(*known, unsolved, torch.full_like(root.row, -1))
 
     def children(self, parents: ProgrammedSubdomains) -> ProgrammedSubdomains:
         """Both closed halves of every parent, bounded linearly."""
-        return self._unsolved(self.native.children(self.linear(parents)))
+        children = self.native.children(parents)
+        return children.having(solved=torch.zeros_like(children.solved))
 
     def settle(self, leaves: ProgrammedSubdomains) -> Report:
         """What the native search finds out about leaves."""
-        report = self.native.settle(self.linear(leaves))
-        return report.having(subdomains=self._unsolved(report.subdomains))
+        return self.native.settle(leaves)
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
         """True gradient norms at points."""
@@ -81,10 +89,6 @@ class ProgramSearch:
     def linear(self, subdomains: ProgrammedSubdomains) -> Subdomains:
         """The same subdomains for the native search."""
         return Subdomains(*(getattr(subdomains, f.name) for f in fields(Subdomains)))
-
-    def _unsolved(self, subdomains: Subdomains) -> ProgrammedSubdomains:
-        known = (getattr(subdomains, f.name) for f in fields(Subdomains))
-        return ProgrammedSubdomains(*known, torch.zeros_like(subdomains.row, dtype=torch.bool))
 
     def refine(self, subdomains: ProgrammedSubdomains, threshold: float = 0.0) -> Report:
         """Programs for the strongest subdomains that have none; the weaker ones wait.
@@ -101,10 +105,10 @@ class ProgramSearch:
             nothing = subdomains.row[:0]
             points = self.problem.centre[None][:0]
             return Report(first, points, nothing, postponed=rest)
-        report = self.native.refine(self.linear(first.take(~ready)), threshold)
+        report = self.native.refine(first.take(~ready), threshold)
         open_ = report.subdomains
         solved, points, rows = self._solve(open_.take(open_.upper_bound > threshold), threshold)
-        done = self._unsolved(open_.take(open_.upper_bound <= threshold))
+        done = open_.take(open_.upper_bound <= threshold)
         return Report(
             first.take(ready),
             torch.cat([report.points, points]),
@@ -140,17 +144,18 @@ class ProgramSearch:
         )
 
     def _solve(
-        self, subdomains: Subdomains, threshold: float
+        self, subdomains: ProgrammedSubdomains, threshold: float
     ) -> tuple[ProgrammedSubdomains, Tensor, Tensor]:
         """Subdomains with their programs' bounds and choices, and points to try with their rows."""
         if not len(subdomains):
             nothing = self.problem.centre[None][:0]
-            return self._unsolved(subdomains), nothing, subdomains.row
+            return subdomains, nothing, subdomains.row
         begin = time.perf_counter()
         bound = subdomains.upper_bound
         below = bound.new_full((len(bound),), threshold, dtype=torch.float64)
         limits = SolveOptions(_TOLERANCE, _ITERATIONS, self.deadline, below)
-        solved = solve_boxes(self.problem, self.facts(subdomains), bound, limits)
+        starts = self.starts, subdomains.origin
+        solved = solve_boxes(self.problem, self.facts(subdomains), bound, limits, starts)
         better = torch.minimum(bound, solved.upper_bound)
         seconds = (time.perf_counter() - begin) / len(bound)
         known = self.seconds_per_program
@@ -159,10 +164,12 @@ class ProgramSearch:
         best = int(better.argmax())
         points = points_to_try(self.problem, solved.program, solved.multipliers)
         points = points[:, best]
-        found = self._unsolved(
-            subdomains.having(upper_bound=better, choice=self._choice(subdomains, solved))
+        found = subdomains.having(
+            upper_bound=better,
+            choice=self._choice(subdomains, solved),
+            solved=torch.ones_like(subdomains.solved),
+            origin=self.starts.keep(solved.program, solved.multipliers),
         )
-        found = found.having(solved=torch.ones_like(found.solved))
         return found, points, subdomains.row[best].expand(len(points))
 
     def _choice(self, subdomains: Subdomains, solved: Solved) -> Tensor:
