@@ -27,6 +27,11 @@ _FIRST_SHARE = 0.05
 # What a search gains in a doubling of its time over what it gained in the one before, as measured
 # on MLPs of width 64 and 128 (0.6 to 0.75 for both searches).
 _DECAY = 0.7
+# Neither search gets less than this share of the time, lest an early guess decides: the linear one
+# may be slow to set out, while programs show soon what they can do.
+_LEAST_SHARES = (0.1, 0.25)
+_AFTER_ROOT = 1.3
+_SHORTEST = 1e-3  # seconds
 
 
 class _Course:
@@ -36,6 +41,10 @@ class _Course:
         self.seconds = 0.0
         self.times, self.bounds = [0.0], [upper_bound]
 
+    def forget(self) -> None:
+        """Leave out what came before: it says nothing about what comes."""
+        self.times, self.bounds = self.times[-1:], self.bounds[-1:]
+
     def note(self, seconds: float, upper_bound: float) -> None:
         """The search has run for some more time and its bound is now this."""
         self.seconds += seconds
@@ -44,10 +53,13 @@ class _Course:
 
     def expected(self, remaining: float) -> float:
         """Its bound if it gets all the remaining time."""
-        now = self.bounds[-1]
-        then = self.bounds[bisect_right(self.times, self.seconds / 2) - 1]
-        doublings = math.log2((self.seconds + remaining) / max(self.seconds, 1e-9))
-        return now - (then - now) * _DECAY * (1 - _DECAY**doublings) / (1 - _DECAY)
+        first = max(bisect_right(self.times, self.seconds / 2) - 1, 0)
+        begin, now = max(self.times[first], _SHORTEST), max(self.seconds, _SHORTEST)
+        if now <= begin:
+            return self.bounds[-1]
+        per_doubling = (self.bounds[first] - self.bounds[-1]) / min(math.log2(now / begin), 1.0)
+        doublings = math.log2((now + remaining) / now)
+        return self.bounds[-1] - per_doubling * _DECAY * (1 - _DECAY**doublings) / (1 - _DECAY)
 
 
 class Portfolio:
@@ -79,6 +91,7 @@ class Portfolio:
         self.end, self.known = end, known
         self.first_seconds = _FIRST_SHARE * max(end - time.perf_counter(), 0.0)
         self.courses = [_Course(self.by_programs.upper_bound)]
+        self.root_is_solved = False
 
     @property
     def _states(self) -> list[SearchState]:
@@ -142,16 +155,28 @@ class Portfolio:
     def _next(self, now: float) -> int:
         """0 for programs, 1 for linear bounds."""
         programs = self.courses[0]
-        if not self.may_split or programs.seconds < self.first_seconds:
+        if not self.root_is_solved and self._strongest_is_solved():
+            self.root_is_solved = True
+            programs.forget()
+            # A few more than the root's, to see what splitting with programs gains.
+            self.first_seconds = max(self.first_seconds, _AFTER_ROOT * programs.seconds)
+        if not (self.may_split and self.root_is_solved) or programs.seconds < self.first_seconds:
             return 0
         if self.by_splits is None:
             self.by_splits = self._set_out()
             self.courses.append(_Course(self.by_splits.upper_bound))
-        splits = self.courses[1]
-        if splits.seconds < 2 * self.first_seconds:
-            return 1
         remaining = max(self.end - now, 0.0)
-        return int(splits.expected(remaining) <= programs.expected(remaining))
+        total = sum(course.seconds for course in self.courses)
+        for which in (1, 0):
+            if self.courses[which].seconds < _LEAST_SHARES[which] * total:
+                return which
+        expected = [course.expected(remaining) for course in self.courses]
+        return int(expected[1] <= expected[0])
+
+    def _strongest_is_solved(self) -> bool:
+        """Whether the bound is that of a program: at first, whether the root's are all done."""
+        pool = self.by_programs.pool
+        return bool(pool.read(pool.strongest(1, float("-inf"))).solved.all())
 
     def _set_out(self) -> SearchState:
         """The linear search on the subdomains that the programs have left open."""
