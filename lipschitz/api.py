@@ -27,7 +27,7 @@ from lipschitz.norms import norm_name
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
-from lipschitz.tracing import build_graph
+from lipschitz.tracing import build_graph, placement
 from utils import InputError, disable_tf32
 
 
@@ -284,10 +284,10 @@ def local_lipschitz(
 
 def takes_batch(model: nn.Module, batch: Tensor) -> bool:
     """Whether the network takes ``batch`` as it is, that is, with its batch dimension."""
-    first = next(model.parameters(), None)
+    device, dtype = placement(model)
     try:
         with torch.no_grad():
-            output = model(batch if first is None else batch.to(first))
+            output = model(batch.to(device, dtype))
     except (RuntimeError, ValueError, IndexError):
         return False
     return output.dim() >= 2 and output.shape[0] == 1

@@ -14,10 +14,12 @@ from torch import nn
 
 from lipschitz.branching import HEURISTICS
 from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import native_crown
 from lipschitz.native.entry_search import EntrySearch
 from lipschitz.native.functional import FunctionalSearch
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import EXACT, make_problem
+from lipschitz.sdp.bound import sdp_bounds
 from lipschitz.searching import BranchOptions, bound_by_branching
 from lipschitz.tracing import build_graph
 from utils import InputError
@@ -159,8 +161,26 @@ def test_what_no_search_bounds_is_refused():
     graph = build_graph(case.model(), case.input_shape)
     with pytest.raises(InputError, match="single outputs"):
         bound_by_branching(make_problem(graph, case.point(), 0.1, norm=2))
-    with pytest.raises(InputError, match="semidefinite programs do not bound norm 2"):
+    with pytest.raises(InputError, match="semidefinite programs do not bound norm 1"):
         bound_by_branching(
-            make_problem(graph, case.point(), 0.1, norm=2, outputs="each"),
+            make_problem(graph, case.point(), 0.1, norm=1, outputs="each"),
             BranchOptions(sdp="always"),
         )
+
+
+def test_semidefinite_programs_of_norm_2_find_the_exact_value():
+    found = []
+    for seed in range(4):
+        problem, exact = tiny_problem(seed, (2, 4, 3, 2), "2", 1.5)
+        program = sdp_bounds(problem).class_upper_bounds.numpy()
+        linear = native_crown(problem).class_upper_bounds.numpy()
+        limited = BranchOptions(timeout=10, sdp="always", branch="relu")
+        result = bound_by_branching(problem, limited)
+        assert (program >= exact * (1 - SLACK)).all()
+        assert (np.array(result.class_upper_bounds) >= exact * (1 - SLACK)).all()
+        assert result.status == EXACT
+        assert result.upper_bound <= exact.max() * (1 + 1.001e-4)
+        found.append((program.max() / exact.max(), linear.max() / exact.max()))
+    programs, linears = np.array(found).T
+    assert (programs <= linears * (1 + SLACK)).all()
+    assert (programs < 0.999 * linears).any()
