@@ -148,6 +148,23 @@ def test_only_free_inputs_are_searched():
         assert float(sampled) <= result.upper_bound <= float(sampled) * 1.2
 
 
+def test_programs_without_an_open_sign():
+    """All weights are positive, so that no entry of the Jacobian can change its sign."""
+    torch.manual_seed(0)
+    model = mlp(3, 6, 5, 2).double().eval()
+    with torch.no_grad():
+        for layer in model[1::2]:
+            layer.weight.abs_()
+    x = torch.zeros(3, dtype=torch.float64)
+    problem = make_problem(build_graph(model, (3,)), x, 1.0)
+    options = BranchOptions(timeout=10, sdp="always", branch="relu")
+    result = bound_by_branching(problem, options)
+    ends = (end.numpy() for end in (problem.lower, problem.upper))
+    exact = exact_constants(model, *ends, lambda jacobian: np.abs(jacobian).sum(1)).max()
+    assert result.status == EXACT
+    assert exact * (1 - SLACK) <= result.upper_bound <= exact * (1 + 1.001e-4)
+
+
 def test_entries_without_room_keep_their_bound():
     problem, exact = tiny_problem(3, (3, 5, 3, 2), "1", 1.5)
     root = native_alpha(problem)
