@@ -7,7 +7,7 @@ from oracles import jacobian, jacobians, points_in_box
 from torch import nn
 
 import lipschitz.api
-from lipschitz import Prepared, local_lipschitz, make_problem
+from lipschitz import Prepared, jacobian_bounds, local_lipschitz, make_problem
 from utils import InputError
 
 REFERENCE = REFERENCES[1]
@@ -74,6 +74,13 @@ def test_a_network_of_buffers_alone():
     result = local_lipschitz(Constants().eval(), torch.rand(1, 1, 3, 3), 0.0)
     assert result.dtype == "float64"
     assert abs(result.upper_bound - 4 / 3) < 1e-9  # a third in float32 is further off
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 1, 3, 3)])
+def test_a_convolution_takes_one_example_without_a_batch_dimension_too(shape):
+    result = local_lipschitz(Constants().eval(), torch.rand(shape), 0.1, engine="native")
+    assert abs(result.upper_bound - 4 / 3) < 1e-9
+    assert jacobian_bounds(Constants().eval(), torch.rand(shape), 0.1).upper.shape == (4, 1, 3, 3)
 
 
 @pytest.mark.parametrize(("method", "engine"), [("crown", "auto_lirpa"), ("alpha", "native")])
