@@ -110,7 +110,7 @@ ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
     **dict.fromkeys((F.tanh, torch.tanh, "tanh"), Tanh),
     F.tanhshrink: Tanhshrink,
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.special.expit, "sigmoid"), Sigmoid),
-    **dict.fromkeys((F.logsigmoid, "log_sigmoid"), _log_sigmoid),
+    **dict.fromkeys((F.logsigmoid, torch.ops.aten.log_sigmoid.default), _log_sigmoid),
     F.softplus: _softplus,
     F.softsign: Softsign,
     F.silu: lambda inplace=False: SiLU(),
