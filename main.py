@@ -42,6 +42,7 @@ from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 from lipschitz.problem import INTERRUPTED
 from lipschitz.progress import ProgressBar, trace_to
 from lipschitz.searching import check_branching, check_searched
+from lipschitz.tracing import placement
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
@@ -321,9 +322,8 @@ def print_clean_accuracy(args: Namespace, network: Network, points: Points | Non
         return
     if points.labels is None:
         raise InputError(f"--clean: {args.input} has no labels; add an array 'y'")
-    first = next(network.model.parameters())
     with torch.no_grad():
-        predicted = network.model(points.x.to(first)).argmax(1).cpu()
+        predicted = network.model(points.x.to(*placement(network.model))).argmax(1).cpu()
     accuracy = float((predicted == points.labels).double().mean())
     print(f"clean_acc {accuracy:.4f} ({len(points.x)} examples)")
 

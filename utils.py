@@ -203,7 +203,7 @@ def choose_dtype(name: str = "auto", model: nn.Module | None = None) -> torch.dt
     """The precision to compute in.
 
     Args:
-        name: `float32`, `float64`, or `auto`: float64 if the model has float64 weights.
+        name: `float32`, `float64`, or `auto`: float64 if the model has float64 weights or buffers.
         model: The model that `auto` looks at; without one `auto` is float32.
 
     Raises:
@@ -214,7 +214,7 @@ def choose_dtype(name: str = "auto", model: nn.Module | None = None) -> torch.dt
         return named[name]
     if name != "auto":
         raise InputError(f"unknown dtype {name!r}: expected float32, float64 or auto")
-    weights = model.parameters() if model is not None else ()
+    weights = (*model.parameters(), *model.buffers()) if model is not None else ()
     is_double = any(weight.dtype == torch.float64 for weight in weights)
     return torch.float64 if is_double else torch.float32
 

@@ -27,7 +27,7 @@ from lipschitz.norms import norm_name
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
-from lipschitz.tracing import build_graph
+from lipschitz.tracing import build_graph, placement
 from utils import InputError, disable_tf32
 
 
@@ -253,10 +253,9 @@ def local_lipschitz(
             mend, said in one line.
         NotImplementedError: A layer that is not supported, by name.
     """
-    shape = x.shape[1:] if x.shape[:1] == (1,) and takes_batch(model, x) else x.shape
     prepared = Prepared(
         model,
-        shape,
+        input_shape_of(model, x),
         method=method,
         engine=engine,
         options=MethodOptions(optimize=optimize, seed=seed),
@@ -282,12 +281,19 @@ def local_lipschitz(
     return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))
 
 
-def takes_batch(model: nn.Module, batch: Tensor) -> bool:
-    """Whether the network takes ``batch`` as it is, that is, with its batch dimension."""
-    first = next(model.parameters(), None)
+def input_shape_of(model: nn.Module | Graph, x: Tensor) -> torch.Size:
+    """Shape of one input: that of ``x``, less a batch dimension of 1 if the network takes it so.
+
+    Two examples tell, since a convolution takes one without a batch dimension too.
+    """
+    if isinstance(model, Graph):
+        return model.input_shape
+    if x.shape[:1] != (1,):
+        return x.shape
+    two = x.detach().to(*placement(model)).expand(2, *x.shape[1:])
     try:
         with torch.no_grad():
-            output = model(batch if first is None else batch.to(first))
+            output = model(two)
     except (RuntimeError, ValueError, IndexError):
-        return False
-    return output.dim() >= 2 and output.shape[0] == 1
+        return x.shape
+    return x.shape[1:] if output.shape[:1] == (2,) else x.shape

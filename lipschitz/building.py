@@ -21,8 +21,11 @@ from lipschitz.activations import (
     ACTIVATION_FUNCTIONS,
     ACTIVATION_MODULES,
     SUPPORTED_ACTIVATIONS,
+    Absolute,
     Activation,
     PiecewiseLinear,
+    PReLU,
+    Softsign,
     Square,
 )
 from lipschitz.affine import Branch, Call, Value
@@ -36,6 +39,7 @@ _COVERED = (
     "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums and products with "
     f"constants, and {SUPPORTED_ACTIVATIONS}"
 )
+_DIVISIONS = frozenset(["div", "divide", "true_divide", "truediv"])
 
 
 def first_line(error: Exception) -> str:
@@ -160,6 +164,8 @@ class Builder:
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             if self.nodes:
+                if str(node.target).startswith("*"):  # *args and **kwargs: nothing is given
+                    return {} if str(node.target).startswith("**") else ()
                 if node.args:  # an optional argument of forward: its default
                     return node.args[0]
                 raise NotImplementedError(
@@ -242,9 +248,11 @@ class Builder:
         if isinstance(result, (tuple, list)) and len(result) == 1:  # as torch.export returns it
             result = result[0]
         if not isinstance(result, Branch):
+            kind = type(result).__name__.removeprefix("immutable_")
+            what = "a constant" if isinstance(result, Tensor) else f"a {kind}"
             raise NotImplementedError(
-                f"the network returns a {type(result).__name__} that does not depend on its input "
-                "alone: it must return one tensor of shape [batch, outputs]"
+                f"the network returns {what}: it must return one tensor of shape [batch, outputs] "
+                "that depends on its input"
             )
         if result.index != len(self.nodes) - 1 or len(result.shape) != 1:
             value = self.samples[result.index].reshape(self.sample.shape[0], -1)
@@ -280,8 +288,13 @@ class Builder:
         activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
         if activation is not None and isinstance(args[0], Branch):
             return self._add_activation(node, args[0], activation(*args[1:], **kwargs), result)
+        if "prelu" in names:  # it has a slope per channel, so the value's shape counts
+            weight = kwargs["weight"] if "weight" in kwargs else args[1]
+            return self._add_activation(node, args[0], PReLU.of(weight, result), result)
         if "mul" in names and args[0] == args[1]:
             return self._add_activation(node, args[0], Square(), result)
+        if _DIVISIONS.intersection(names) and self._is_softsign(*args):
+            return self._add_activation(node, args[0], Softsign(), result)
         for name in names:
             if name in affine.REFUSED_FUNCTIONS:
                 raise NotImplementedError(affine.REFUSED_FUNCTIONS[name])
@@ -290,6 +303,22 @@ class Builder:
                 value = affine.FUNCTION_RULES[name](call, *args, **kwargs)
                 return self._add_value(node.name, value, result)
         raise NotImplementedError
+
+    def _is_softsign(self, numerator: Any, denominator: Any) -> bool:
+        """Whether it is ``x / (1 + |x|)``, as torch.export writes softsign."""
+        if not (isinstance(numerator, Branch) and isinstance(denominator, Branch)):
+            return False
+        shifted = self.nodes[denominator.index]
+        if not isinstance(shifted.affine, affine.Scale) or shifted.affine.bias is None:
+            return False
+        inner = self.nodes[shifted.parents[0]]
+        is_one = bool((shifted.affine.factor == 1).all() and (shifted.affine.bias == 1).all())
+        return (
+            is_one
+            and isinstance(inner.activation, Absolute)
+            and inner.parents == (numerator.index,)
+            and numerator.shape == denominator.shape
+        )
 
     def _call(self, node: fx.Node, args: tuple, kwargs: dict, result: Any) -> Call:
         if not isinstance(result, Tensor):
@@ -332,6 +361,13 @@ class Builder:
         self, node: fx.Node, parent: Branch, activation: Activation, value: Tensor
     ) -> Branch:
         activation = activation.to(self.sample.device, self.sample.dtype)
+        if not parent.shape:  # one number per example: everything else reads neurons as a vector
+            vector = affine.reshaped(parent, torch.Size([1]))
+            parent = self._add_value(f"{node.name}.vector", vector)
+            number = self._add(
+                node.name, (parent.index,), value.unsqueeze(1), activation=activation
+            )
+            return self._add_value(f"{node.name}.number", affine.reshaped(number, torch.Size()))
         return self._add(node.name, (parent.index,), value, activation=activation)
 
     def _maximum(self, node: fx.Node, parent: Branch, windows: Tensor, value: Tensor) -> Branch:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.api import takes_batch
+from lipschitz.api import input_shape_of
 from lipschitz.entry_bounds import certified_entries, certified_products, checked, root_bounds
 from lipschitz.graph import Graph
 from lipschitz.problem import LocalProblem, make_problem
@@ -197,8 +197,7 @@ def _prepare(
     disable_tf32()
     graph = model
     if not isinstance(model, Graph):
-        shape = x.shape[1:] if x.shape[:1] == (1,) and takes_batch(model, x) else x.shape
-        graph = build_graph(model, tuple(shape))
+        graph = build_graph(model, input_shape_of(model, x))
     if dtype is not None:
         graph = graph.to(graph.device, dtype)
     return box_problem(graph, x, eps, box=box, classes=classes, rows=rows, clip=clip)

@@ -50,7 +50,7 @@ def _slot_norms(affine: AffineMap, graph: Graph, norm: str) -> list[float]:
         small = inputs * affine.output_shape.numel() <= _LARGEST_MATRIX
         if small and not isinstance(affine, _COORDINATEWISE):
             basis = torch.eye(inputs, dtype=graph.dtype, device=graph.device)
-            matrix = affine.linear_from(slot, basis.reshape(inputs, *shape)).flatten(1)
+            matrix = affine.linear_from(slot, basis.reshape(inputs, *shape)).reshape(inputs, -1)
             best = min(best, float(spectral_norm_bound(matrix)))
         found.append(best)
     return found

@@ -252,7 +252,8 @@ def class_rows(
         rows = identity[margin_of] - identity[others]
         names = tuple(f"{margin_of}-{c}" for c in others)
     if not len(rows):
-        raise InputError("no output is left to bound: name at least one class")
+        what = "output is" if margin_of is None and not pairs else "margin of two outputs is"
+        raise InputError(f"no {what} left to bound: the network has {num_outputs}, see classes")
     return rows, names
 
 

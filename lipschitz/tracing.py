@@ -43,7 +43,7 @@ def build_graph(model: nn.Module, input_shape: torch.Size | tuple[int, ...]) -> 
     """
     _check_weights(model)
     _check_eval_mode(model)
-    device, dtype = _placement(model)
+    device, dtype = placement(model)
     is_exported = isinstance(model, ExportedNetwork)
     batch = (model.batch if is_exported else None) or 2
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +127,8 @@ def _own_gradient(model: nn.Module, x: Tensor, rows: Tensor) -> tuple[Tensor, Te
     return output.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
-def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and precision of a network's weights and buffers, torch's defaults without any."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype

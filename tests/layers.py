@@ -127,6 +127,20 @@ class ShapeBranch(nn.Module):
         return self.last(torch.cat(torch.chunk(y, 2, dim=1), 1).flatten(1)) / 2 - 1
 
 
+class Numbers(nn.Module):
+    """Activations of single numbers, which have no dimension but the batch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        parts = [torch.relu(y[:, 0]), F.relu(y[:, 1] - y[:, 2]), y[:, 3].relu(), x[:, 0]]
+        return self.last(torch.stack(parts, 1))
+
+
 LAYERS = [
     _layer("conv1d_groups", lambda: nn.Conv1d(2, 4, 2, 2, 1, groups=2), 2, 5),
     _layer(
@@ -245,6 +259,7 @@ LAYERS = [
     _apply("grow", lambda x, c: (x[:, :, :1] * c).expand(-1, 2, 4) / 3, 2, 3, constant=(1, 4)),
     Case("branches", Branches, (4,)),
     Case("twice", Twice, (3,)),
+    Case("numbers", Numbers, (3,)),
     Case("in_place", InPlace, (3,)),
     Case("shape_branch", ShapeBranch, (1, 4, 4)),
     Case("one_output", lambda: nn.Sequential(nn.Linear(3, 2), nn.ReLU(), Apply(_total, ())), (3,)),

@@ -14,10 +14,12 @@ from torch import nn
 
 from lipschitz.branching import HEURISTICS
 from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import native_crown
 from lipschitz.native.entry_search import EntrySearch
 from lipschitz.native.functional import FunctionalSearch
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import EXACT, make_problem
+from lipschitz.sdp.bound import sdp_bounds
 from lipschitz.searching import BranchOptions, bound_by_branching
 from lipschitz.tracing import build_graph
 from utils import InputError
@@ -146,6 +148,34 @@ def test_only_free_inputs_are_searched():
         assert float(sampled) <= result.upper_bound <= float(sampled) * 1.2
 
 
+class SteepSum(nn.Module):
+    """A network beside a steep sum of the inputs: no entry of the Jacobian changes its sign."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp(3, 8, 6, 2)
+
+    def forward(self, x):
+        return self.inner(x) + 20 * x.sum(1, keepdim=True)
+
+
+def test_programs_without_an_open_sign():
+    torch.manual_seed(0)
+    model = SteepSum().double().eval()
+    problem = make_problem(build_graph(model, (3,)), torch.zeros(3).double(), 2.0)
+    assert native_alpha(problem).norm.entries.lower.min() > 0
+    found = [
+        bound_by_branching(problem, BranchOptions(timeout=20, sdp=sdp, branch="relu"))
+        for sdp in ("always", "never")
+    ]
+    assert [result.status for result in found] == [EXACT, EXACT]
+    assert found[0].root_upper_bound > found[0].upper_bound  # so programs were solved
+    assert found[0].upper_bound == pytest.approx(found[1].upper_bound, rel=2e-4)
+    points = points_in_box(problem.lower, problem.upper, 500)
+    sampled = problem.measure(jacobians(model, points)).max()
+    assert float(sampled) <= found[0].upper_bound * (1 + SLACK)
+
+
 def test_entries_without_room_keep_their_bound():
     problem, exact = tiny_problem(3, (3, 5, 3, 2), "1", 1.5)
     root = native_alpha(problem)
@@ -159,8 +189,26 @@ def test_what_no_search_bounds_is_refused():
     graph = build_graph(case.model(), case.input_shape)
     with pytest.raises(InputError, match="single outputs"):
         bound_by_branching(make_problem(graph, case.point(), 0.1, norm=2))
-    with pytest.raises(InputError, match="semidefinite programs do not bound norm 2"):
+    with pytest.raises(InputError, match="semidefinite programs do not bound norm 1"):
         bound_by_branching(
-            make_problem(graph, case.point(), 0.1, norm=2, outputs="each"),
+            make_problem(graph, case.point(), 0.1, norm=1, outputs="each"),
             BranchOptions(sdp="always"),
         )
+
+
+def test_semidefinite_programs_of_norm_2_find_the_exact_value():
+    found = []
+    for seed in range(4):
+        problem, exact = tiny_problem(seed, (2, 4, 3, 2), "2", 1.5)
+        program = sdp_bounds(problem).class_upper_bounds.numpy()
+        linear = native_crown(problem).class_upper_bounds.numpy()
+        limited = BranchOptions(timeout=10, sdp="always", branch="relu")
+        result = bound_by_branching(problem, limited)
+        assert (program >= exact * (1 - SLACK)).all()
+        assert (np.array(result.class_upper_bounds) >= exact * (1 - SLACK)).all()
+        assert result.status == EXACT
+        assert result.upper_bound <= exact.max() * (1 + 1.001e-4)
+        found.append((program.max() / exact.max(), linear.max() / exact.max()))
+    programs, linears = np.array(found).T
+    assert (programs <= linears * (1 + SLACK)).all()
+    assert (programs < 0.999 * linears).any()

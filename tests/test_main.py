@@ -26,6 +26,11 @@ from torch import nn
 def make(hidden=6):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3)).eval()
+class Constant(nn.Module):
+    def forward(self, x):
+        return x[:, :3] * 2
+def no_weights():
+    return Constant().eval()
 def in_training():
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 def dropped():
@@ -465,6 +470,8 @@ def test_signs_of_features_are_certified(capsys):
 
 def test_clean_accuracy(capsys):
     assert run("--model", "own.py:make", "--input", "points.npz", "--clean") == 0
+    assert capsys.readouterr().out.startswith("clean_acc ")
+    assert run("--model", "own.py:no_weights", "--input", "points.npz", "--clean") == 0
     assert capsys.readouterr().out.startswith("clean_acc ")
     assert run("--data", "digits", "--model", "simple_cnn_3layer", "--clean") == 2
     assert run(*SIMPLE, "--clean") == 0

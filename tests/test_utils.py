@@ -150,6 +150,9 @@ def test_choose_dtype_keeps_a_float64_model():
     assert utils.choose_dtype("auto") == utils.choose_dtype("auto", model) == torch.float32
     assert utils.choose_dtype("auto", model.double()) == torch.float64
     assert utils.choose_dtype("float32", model) == torch.float32
+    constants = nn.Module()
+    constants.register_buffer("matrix", torch.eye(2, dtype=torch.float64))
+    assert utils.choose_dtype("auto", constants) == torch.float64
     with pytest.raises(InputError, match="unknown dtype 'half'"):
         utils.choose_dtype("half")
 

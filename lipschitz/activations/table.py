@@ -41,12 +41,6 @@ def _leaky(negative_slope: float = 0.01, inplace: bool = False) -> Activation:
     return PReLU(torch.tensor([negative_slope], dtype=torch.float64))
 
 
-def _prelu(weight: Tensor) -> Activation:
-    if weight.numel() != 1:
-        raise NotImplementedError("several weights: only as the module PReLU")
-    return PReLU(weight.detach().clone().reshape(1))
-
-
 def _gelu(approximate: str = "none") -> Activation:
     return TanhGELU() if approximate == "tanh" else GELU()
 
@@ -103,7 +97,6 @@ ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), lambda inplace=False: _leaky(0.0)),
     **dict.fromkeys(("relu", "relu_"), lambda: _leaky(0.0)),
     F.leaky_relu: _leaky,
-    **dict.fromkeys((F.prelu, torch.prelu), _prelu),
     F.relu6: lambda inplace=False: Hardtanh(0.0, 6.0),
     F.hardtanh: lambda min_val=-1.0, max_val=1.0, inplace=False: Hardtanh(min_val, max_val),
     **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip"), _clamp),
@@ -117,7 +110,7 @@ ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
     **dict.fromkeys((F.tanh, torch.tanh, "tanh"), Tanh),
     F.tanhshrink: Tanhshrink,
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.special.expit, "sigmoid"), Sigmoid),
-    F.logsigmoid: _log_sigmoid,
+    **dict.fromkeys((F.logsigmoid, torch.ops.aten.log_sigmoid.default), _log_sigmoid),
     F.softplus: _softplus,
     F.softsign: Softsign,
     F.silu: lambda inplace=False: SiLU(),

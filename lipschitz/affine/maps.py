@@ -55,9 +55,20 @@ class Positive(AffineMap):
         self.bias = offset
 
     def linear(self, *inputs: Tensor) -> Tensor:
-        output = self.operation(*inputs)
+        # What is the same for the whole batch may come as a batch of one.
+        batch = next((len(value) for value in inputs if len(value) != 1), 1)
+        output = self.operation(*(value.expand(batch, *value.shape[1:]) for value in inputs))
         # No rounding: a number moved here meets a zero, a constant meets itself.
         return output if self.offset is None else output - self.offset
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> AffineMap:
+        moved = super().to(device, dtype)
+        if self.offset is not None:  # its numbers are rounded to the dtype inside the operator
+            zeros = [torch.zeros(1, *s, device=device, dtype=dtype) for s in self.input_shapes]
+            with torch.no_grad():
+                moved.offset = self.operation(*zeros)
+            moved.bias = None if self.bias is None else moved.offset
+        return moved
 
     def magnitude(self) -> AffineMap:
         if self.bias is None:

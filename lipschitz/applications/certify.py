@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.api import Prepared, takes_batch
+from lipschitz.api import Prepared, input_shape_of
 from lipschitz.graph import Graph
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import MethodOptions
@@ -251,12 +251,9 @@ def certified_radius(
         InputError: A ValueError: something that the caller can mend, said in one line.
         NotImplementedError: A layer that is not supported, by name.
     """
-    shape = None
-    if not isinstance(model, Graph):
-        shape = x.shape[1:] if x.shape[:1] == (1,) and takes_batch(model, x) else x.shape
     prepared = Prepared(
         model,
-        shape,
+        input_shape_of(model, x),
         method=method,
         engine=engine,
         options=MethodOptions(seed=seed),

@@ -131,7 +131,11 @@ def _by_coefficients(name: str) -> Callable[[AffineMap], _Adjoint]:
 
 
 def _never_negative(affine: AffineMap) -> _Adjoint:
-    return lambda sums: [sums.each(lambda t: affine.adjoint(t)[0])]
+    def adjoint(sums: SignedSums) -> list[SignedSums]:
+        by_part = [affine.adjoint(part) for part in sums]
+        return [SignedSums(*parts) for parts in zip(*by_part, strict=True)]
+
+    return adjoint
 
 
 def _combination(affine: Combination) -> _Adjoint:

@@ -65,7 +65,8 @@ class _Layers:
                 shape.numel(), dtype=self.plan.graph.dtype, device=self.plan.graph.device
             )
             eye = eye if alive is None else eye[alive]
-            matrix = node.affine.linear_from(slot, eye.reshape(-1, *shape)).flatten(1)
+            matrix = node.affine.linear_from(slot, eye.reshape(-1, *shape))
+            matrix = matrix.reshape(len(eye), node.shape.numel())
             matrix = matrix if outputs is None else matrix[:, outputs]
             own = float(spectral_norm_bound(matrix)) if matrix.numel() else 0.0
             found.append(min(own, self.whole[index][slot]))

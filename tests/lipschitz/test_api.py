@@ -3,11 +3,11 @@ import doctest
 import pytest
 import torch
 from cases import CASES, REFERENCES
-from oracles import jacobian
+from oracles import jacobian, jacobians, points_in_box
 from torch import nn
 
 import lipschitz.api
-from lipschitz import local_lipschitz
+from lipschitz import Prepared, jacobian_bounds, local_lipschitz, make_problem
 from utils import InputError
 
 REFERENCE = REFERENCES[1]
@@ -57,6 +57,52 @@ def test_a_float64_model_stays_float64_and_a_float32_bound_says_so():
     assert local_lipschitz(reference.model(torch.float32), x, 0.05).dtype == "float32"
     asked = local_lipschitz(reference.model(torch.float32), x, 0.05, dtype=torch.float64)
     assert asked.dtype == "float64"
+
+
+class Constants(nn.Module):
+    """A convolution in float64 whose kernel is no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(1, 1, 2, 2, dtype=torch.float64) / 3)
+
+    def forward(self, x):
+        return torch.relu(torch.conv2d(x, self.kernel)).flatten(1)
+
+
+def test_a_network_of_buffers_alone():
+    result = local_lipschitz(Constants().eval(), torch.rand(1, 1, 3, 3), 0.0)
+    assert result.dtype == "float64"
+    assert abs(result.upper_bound - 4 / 3) < 1e-9  # a third in float32 is further off
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 1, 3, 3)])
+def test_a_convolution_takes_one_example_without_a_batch_dimension_too(shape):
+    result = local_lipschitz(Constants().eval(), torch.rand(shape), 0.1, engine="native")
+    assert abs(result.upper_bound - 4 / 3) < 1e-9
+    assert jacobian_bounds(Constants().eval(), torch.rand(shape), 0.1).upper.shape == (4, 1, 3, 3)
+
+
+@pytest.mark.parametrize(("method", "engine"), [("crown", "auto_lirpa"), ("alpha", "native")])
+def test_nothing_is_kept_from_one_problem_to_the_next(method, engine):
+    """Nor from one class to another: no bound may use what holds elsewhere."""
+    case = next(case for case in CASES if case.name == "residual_convolution")
+    model, x = case.model(), case.point()
+    one = Prepared(model, case.input_shape, method=method, engine=engine)
+    graph = one.graph
+    problems = [
+        make_problem(graph, x, 0.01, classes=[0]),
+        make_problem(graph, -x, 0.5, classes=[1, 2]),
+        make_problem(graph, x, 0.5, margin_of=1),
+        make_problem(graph, x, 0.01),
+    ]
+    together = [one.upper_bounds(problem) for problem in problems]
+    for problem, bounds in zip(problems, together, strict=True):
+        fresh = Prepared(model, case.input_shape, method=method, engine=engine)
+        torch.testing.assert_close(bounds, fresh.upper_bounds(problem), rtol=1e-9, atol=1e-12)
+        points = points_in_box(problem.lower, problem.upper, 100)
+        gradients = problem.rows @ jacobians(model, points).flatten(2)
+        assert (gradients.abs().sum(2).amax(0) <= bounds * (1 + 1e-9)).all()
 
 
 def test_classes_and_margins():

@@ -9,7 +9,14 @@ from layers import LAYERS
 from oracles import dense_matrix, jacobian, jacobians, points_in_box
 from torch import nn
 
-from lipschitz import MethodOptions, Prepared, make_problem
+from lipschitz import (
+    METHODS,
+    BranchOptions,
+    MethodOptions,
+    Prepared,
+    jacobian_bounds,
+    make_problem,
+)
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import forward_intervals, interval_norm_bound
@@ -89,6 +96,53 @@ def test_both_engines_bound_every_gradient(case):
     ):
         assert (value >= box.lower).all()
         assert (value <= box.upper).all()
+
+
+METHODS_OF_ANY_GRAPH = ("crown", "alpha", "sdp", "ibp", "global", "recurjac", "fastlip", "lipbab")
+
+
+@pytest.mark.parametrize("norm", ["inf", "1", "2"])
+@pytest.mark.parametrize("name", ["branches", "numbers", "selections", "one_output"])
+def test_every_method_and_norm_where_branches_meet(name, norm):
+    case = next(case for case in LAYERS if case.name == name)
+    model, x = case.model(), case.point()
+    graph = build_graph(model, case.input_shape)
+    eps = torch.full_like(x, 0.4)
+    eps.view(-1)[0] = 0
+    problem = make_problem(graph, x, eps, norm=norm, outputs="each", inputs="free")
+    points = points_in_box(problem.lower, problem.upper, 100)
+    values = jacobians(lambda p: model(p).reshape(len(p), -1), points)
+    truth = problem.measure(values.flatten(2)).amax(0)
+    options = MethodOptions(timeout=0.3)
+    searches = [BranchOptions(timeout=0.3, branch=b) for b in ("relu", "input")]
+    bounders = [
+        *(
+            Prepared(graph, method=m, engine="native", options=options)
+            for m in METHODS_OF_ANY_GRAPH
+            if norm in METHODS[m].norms
+        ),
+        *(Prepared(graph, branching=search) for search in searches),
+    ]
+    for prepared in bounders:
+        result = prepared.bound(problem)
+        bounds = torch.tensor(result.class_upper_bounds, dtype=torch.float64)
+        assert (bounds >= truth * (1 - 1e-9)).all(), prepared.method
+        assert result.lower_bound <= result.upper_bound
+        assert (0.7 * bounds < truth).any() or prepared.method != "bab"  # not vacuous
+    entries = jacobian_bounds(graph, x, eps)
+    assert (values >= entries.lower - 1e-9).all()
+    assert (values <= entries.upper + 1e-9).all()
+
+
+def test_constants_that_a_layer_mixes_in_have_the_precision_of_the_graph():
+    """0.4 in float32 is above 0.4: what is left of it would be a part of the linear map."""
+    model = nn.Sequential(nn.ConstantPad1d(1, 0.4), nn.Flatten(), nn.Linear(5, 2)).eval()
+    pad = build_graph(model, (1, 3)).double.nodes[1].affine
+    zeros = torch.zeros(1, 1, 3, dtype=torch.float64)
+    assert not pad.linear(zeros).any()
+    assert not pad.magnitude().linear(zeros).any()
+    lower, upper = pad.interval((zeros - 1, zeros + 1))
+    assert (lower <= upper).all()
 
 
 class Composition(nn.Module):

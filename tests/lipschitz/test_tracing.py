@@ -144,6 +144,47 @@ def test_wrong_input_shape_is_refused():
         build_graph(nn.Sequential(nn.Linear(4, 2)).eval(), (5,))
 
 
+class Returns(nn.Module):
+    """A layer whose result goes through a function; arguments that nobody gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x, *more, scale=2.0, mask=None, **options):
+        return self.function(self.layer(x) * scale)
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda y: (y, y), "returns a tuple"),
+        (lambda y: y.split(2, 1), "returns a tuple"),
+        (lambda y: {"logits": y}, "returns a dict"),
+        (lambda y: torch.ones(2), "returns a constant"),
+        (lambda y: torch.max(y, 1)[0], "'max'"),
+        (lambda y: torch.topk(y, 2)[0], "'topk'"),
+        (lambda y: torch.aminmax(y, dim=1)[0], "'aminmax'"),
+        (lambda y: y.split(1, 0)[0], "split.*batch"),
+        (lambda y: F.max_pool1d(y[:, None], 2, return_indices=True)[0], "max_pool1d"),
+        (torch.tan, "'tan'"),
+        (F.hardsigmoid, "'hardsigmoid'"),
+        (lambda y: y / (1 + y.abs().flip(1)), "divides by a function"),
+        (lambda y: y / (2 + y.abs()), "divides by a function"),
+    ],
+    ids=range(13),
+)
+def test_what_is_no_single_affine_value_is_refused(function, named):
+    with pytest.raises((NotImplementedError, InputError), match=named):
+        build_graph(Returns(function).eval(), (4,))
+
+
+def test_arguments_that_nobody_gives_are_their_defaults():
+    model, x = Returns(lambda y: y).double().eval(), torch.rand(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(build_graph(model, (4,)).values(x)[-1], model(x))
+
+
 class Mixing(nn.Module):
     """Operators that move numbers between the examples of a batch."""
 

@@ -23,7 +23,6 @@ _ARGUMENTS = {
     "pow": (2,),
     "__pow__": (2,),
     F.leaky_relu: (-0.3,),
-    F.prelu: (torch.tensor([-0.3], dtype=torch.float64),),
     F.elu: (1.5,),
     F.celu: (2.0,),
     F.softplus: (2.0,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES
+from layers import LAYERS
 from oracles import jacobian, jacobians, points_in_box
 
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
@@ -18,7 +19,10 @@ def intervals(graph, lower, upper):
     return slope_intervals(graph, preacts)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+JOINED = [case for case in LAYERS if case.name in ("branches", "numbers", "constants_in")]
+
+
+@pytest.mark.parametrize("case", [*CASES, *JOINED], ids=lambda c: c.name)
 def test_difference_at_a_point_is_the_gradient(case):
     model, x = case.model(), case.point()
     graph = build_graph(model, case.input_shape)

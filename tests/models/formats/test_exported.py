@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import CASES
 from layers import LAYERS
+from oracles import jacobians, points_in_box
 from torch import nn
 
-from lipschitz import load_model, local_lipschitz
+from lipschitz import Prepared, load_model, local_lipschitz, make_problem
 from lipschitz.tracing import build_graph
 from models.checkpoint import load_checkpoint
 from models.formats import read_network
@@ -28,6 +30,38 @@ def test_exported_programs_come_back(tmp_path, open_batch):
         torch.testing.assert_close(network(points), model(points), msg=case.name)
         graph = build_graph(network, shape)
         assert graph.dtype == torch.float64
+
+
+class Sliced(nn.Module):
+    """Slopes per channel, and a function that is exported as several."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 3, 2)
+        self.slopes = nn.PReLU(3)
+        with torch.no_grad():
+            self.slopes.weight.copy_(torch.tensor([-0.5, 0.2, 1.5]))
+
+    def forward(self, x):
+        y = self.slopes(self.conv(x))
+        return F.prelu(F.softsign(y) + F.logsigmoid(y), weight=self.slopes.weight).flatten(1)
+
+
+def test_activations_that_are_exported_in_another_form(tmp_path):
+    torch.manual_seed(0)
+    model, x = Sliced().double().eval(), torch.rand(1, 5, dtype=torch.float64)
+    torch.export.save(torch.export.export(model, (x[None],)), tmp_path / "net.pt2")
+    kinds = []
+    for network in (model, load_model(tmp_path / "net.pt2")):
+        graph = build_graph(network, (1, 5))
+        kinds.append({str(graph.nodes[i].activation) for i in graph.activation_nodes})
+        problem = make_problem(graph, x, 0.3)
+        points = points_in_box(problem.lower, problem.upper, 200)
+        sampled = jacobians(model, points).flatten(2).abs().sum(2).amax(0)
+        bounds = Prepared(graph, method="crown", engine="native").upper_bounds(problem)
+        assert (bounds >= sampled * (1 - 1e-9)).all()
+        assert (bounds <= 3 * sampled).all()
+    assert kinds[0] == kinds[1]
 
 
 def test_bounds_are_those_of_the_module(tmp_path):
