@@ -231,10 +231,12 @@ def bound_by_branching(
         upper_bound = max(upper_bound, left_out)
         if status == EXACT and left_out > result.lower_bound * (1 + options.tolerance):
             status = DOMAIN_LIMIT
-    rows = torch.minimum(rows, root.class_upper_bounds)
+    rows, upper_bound = torch.minimum(rows, root.class_upper_bounds), min(upper_bound, root_upper)
+    if status != INTERRUPTED and upper_bound <= result.lower_bound * (1 + options.tolerance):
+        status = EXACT
     return replace(
         known,
-        upper_bound=min(upper_bound, root_upper),
+        upper_bound=upper_bound,
         lower_bound=result.lower_bound,
         class_upper_bounds=tuple(rows.tolist()),
         root_upper_bound=root_upper,
