@@ -18,7 +18,8 @@ from lipschitz.native.memory import free_memory
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.interior_point import Multipliers, SolveOptions, Solver, solve
+from lipschitz.sdp.constraints import Multipliers
+from lipschitz.sdp.interior_point import SolveOptions, Solver, solve
 from lipschitz.sdp.program import Facts, Program, build_program
 from lipschitz.sdp.warm import WarmStarts
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.sdp.interior_point import Multipliers, Operator
+from lipschitz.sdp.constraints import Multipliers, Operator
 from lipschitz.sdp.program import Program
 
 _UNIT = 2.0**-53

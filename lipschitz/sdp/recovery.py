@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.problem import LocalProblem
-from lipschitz.sdp.interior_point import Multipliers, group_of
+from lipschitz.sdp.constraints import Multipliers, group_of
 from lipschitz.sdp.program import Program
 
 _STEPS = 24

@@ -21,7 +21,8 @@ from torch import Tensor
 from lipschitz.native.interval import Interval
 from lipschitz.native.search import NativeSearch
 from lipschitz.sdp.boxes import Solved, solve_boxes
-from lipschitz.sdp.interior_point import SolveOptions, group_of
+from lipschitz.sdp.constraints import group_of
+from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.program import Facts
 from lipschitz.sdp.recovery import points_to_try
 from lipschitz.sdp.warm import WarmStarts

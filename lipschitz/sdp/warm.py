@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.sdp.interior_point import Multipliers, Start
+from lipschitz.sdp.constraints import Multipliers
+from lipschitz.sdp.interior_point import Start
 from lipschitz.sdp.program import FAMILIES, Program
 
 _BYTES = 2**28

@@ -14,7 +14,8 @@ from lipschitz.problem import make_problem
 from lipschitz.sdp import certificate
 from lipschitz.sdp.boxes import root_facts, solve_boxes
 from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.interior_point import Multipliers, SolveOptions, solve
+from lipschitz.sdp.constraints import Multipliers
+from lipschitz.sdp.interior_point import SolveOptions, solve
 from lipschitz.sdp.program import Program, build_program
 from lipschitz.tracing import build_graph
 

@@ -14,7 +14,8 @@ from lipschitz.native.interval import Interval
 from lipschitz.problem import make_problem
 from lipschitz.sdp.boxes import root_facts
 from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.interior_point import SolveOptions, group_of, solve
+from lipschitz.sdp.constraints import group_of
+from lipschitz.sdp.interior_point import SolveOptions, solve
 from lipschitz.sdp.program import Facts, Program, build_program
 from lipschitz.tracing import build_graph
 
