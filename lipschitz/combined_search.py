@@ -1,9 +1,8 @@
 """Branch and bound on the native engine: when semidefinite programs take part, and how.
 
-Linear bounds come first, for a moment, since many problems need no more. Programs that take less
-than a good part of the time then enter the search itself (:mod:`lipschitz.sdp.portfolio`). Larger
-ones are solved for the whole box only, step by step (:mod:`lipschitz.sdp.bound`), and what time is
-left goes to splitting.
+Linear bounds come first, for a moment, since many problems need no more. Small programs then enter
+the search itself (:mod:`lipschitz.sdp.portfolio`). Large ones are solved for the whole box only,
+step by step (:mod:`lipschitz.sdp.bound`), and what time is left goes to splitting.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import bab
+from lipschitz.lower_bound import GradientNorms
 from lipschitz.native.crown import RootBounds
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem
@@ -39,6 +39,7 @@ def combined_search(
     root: RootBounds,
     bounding: NativeSearch,
     best: tuple[float, Tensor | None],
+    found: GradientNorms,
     programs: str,
     limits: Limits,
     watch: Callable[[Progress], None] | None,
@@ -50,6 +51,7 @@ def combined_search(
         root: Its linear bounds.
         bounding: Bounds and splits by linear relaxation.
         best: A norm attained at a point, and the point.
+        found: The largest true gradient norms known, row by row.
         programs: ``auto``, ``always`` or ``never``.
         limits: When to stop.
         watch: Called once per round.
@@ -77,7 +79,7 @@ def combined_search(
                 return known
             best = known.lower_bound, known.witness
             if largest_size(problem, root) > LARGEST_IN_BATCH:
-                return _after_large_programs(problem, root, bounding, known, limits, watch)
+                return _after_large_programs(problem, root, bounding, known, found, limits, watch)
         remaining = limits.timeout - _elapsed(limits)
         search = ProgramSearch(bounding, time.monotonic() + remaining)
         end = time.perf_counter() + remaining
@@ -92,6 +94,7 @@ def _after_large_programs(
     root: RootBounds,
     bounding: NativeSearch,
     known: SearchResult,
+    sampled: GradientNorms,
     limits: Limits,
     watch: Callable[[Progress], None] | None,
 ) -> SearchResult:
@@ -99,7 +102,8 @@ def _after_large_programs(
     lower_bound, witness, rows = known.lower_bound, known.witness, known.row_upper_bounds
     seconds = _SHARE_OF_LARGE * (limits.timeout - _elapsed(limits))
     if _FEWEST_STEPS * seconds_per_step(problem, root) <= seconds:
-        outcome = tightened(problem, root, time.monotonic() + seconds, SdpOptions())
+        deadline = time.monotonic() + seconds
+        outcome = tightened(problem, root, deadline, SdpOptions(), found=sampled)
         rows = torch.minimum(rows, outcome.class_upper_bounds)
         best = int(outcome.found.norms.argmax())
         if float(outcome.found.norms[best]) > lower_bound:

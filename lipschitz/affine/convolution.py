@@ -18,8 +18,8 @@ _CONVOLUTION_TRANSPOSE = {
 }
 
 
-class Convolution(AffineMap):
-    """``nn.Conv1d/2d/3d`` with zero padding, any stride, padding, dilation and groups."""
+class _Kernel(AffineMap):
+    """What both have: a kernel, moved over one to three dimensions."""
 
     def __init__(
         self,
@@ -36,6 +36,32 @@ class Convolution(AffineMap):
         self.weight = weight
         self.bias = None if bias is None else bias.reshape(-1, *[1] * (len(input_shape) - 1))
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    @property
+    def _dimensions(self) -> int:
+        return self.weight.dim() - 2
+
+    def magnitude(self) -> AffineMap:
+        absolute = copy.copy(self)
+        absolute.weight, absolute.bias = self.weight.abs(), None
+        return absolute
+
+
+class Convolution(_Kernel):
+    """``nn.Conv1d/2d/3d`` with zero padding, any stride, padding, dilation and groups."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        input_shape: torch.Size,
+        output_shape: torch.Size,
+    ) -> None:
+        super().__init__(weight, bias, stride, padding, dilation, groups, input_shape, output_shape)
         # Rows and columns the stride never reaches (fewer than one stride): the adjoint must give
         # them back as zeros.
         self.output_padding = tuple(
@@ -50,10 +76,6 @@ class Convolution(AffineMap):
                 strict=True,
             )
         )
-
-    @property
-    def _dimensions(self) -> int:
-        return self.weight.dim() - 2
 
     def linear(self, *inputs: Tensor) -> Tensor:
         return _CONVOLUTION[self._dimensions](
@@ -74,13 +96,8 @@ class Convolution(AffineMap):
             ),
         )
 
-    def magnitude(self) -> AffineMap:
-        absolute = copy.copy(self)
-        absolute.weight, absolute.bias = self.weight.abs(), None
-        return absolute
 
-
-class TransposedConvolution(AffineMap):
+class TransposedConvolution(_Kernel):
     """``nn.ConvTranspose1d/2d/3d``: the adjoint of a convolution with the same geometry."""
 
     def __init__(
@@ -95,15 +112,8 @@ class TransposedConvolution(AffineMap):
         input_shape: torch.Size,
         output_shape: torch.Size,
     ) -> None:
-        super().__init__([input_shape], output_shape)
-        self.weight = weight
-        self.bias = None if bias is None else bias.reshape(-1, *[1] * (len(input_shape) - 1))
-        self.stride, self.padding, self.output_padding = stride, padding, output_padding
-        self.groups, self.dilation = groups, dilation
-
-    @property
-    def _dimensions(self) -> int:
-        return self.weight.dim() - 2
+        super().__init__(weight, bias, stride, padding, dilation, groups, input_shape, output_shape)
+        self.output_padding = output_padding
 
     def linear(self, *inputs: Tensor) -> Tensor:
         return _CONVOLUTION_TRANSPOSE[self._dimensions](
@@ -125,8 +135,3 @@ class TransposedConvolution(AffineMap):
         for dim, size in enumerate(self.input_shapes[0][1:], start=2):
             found = found.narrow(dim, 0, size)
         return (found,)
-
-    def magnitude(self) -> AffineMap:
-        absolute = copy.copy(self)
-        absolute.weight, absolute.bias = self.weight.abs(), None
-        return absolute

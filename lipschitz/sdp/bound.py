@@ -123,6 +123,7 @@ def tightened(
     deadline: float,
     options: SdpOptions,
     last: LastSolutions | None = None,
+    found: GradientNorms | None = None,
 ) -> Outcome:
     """What the programs make of linear bounds, see :func:`sdp_bounds`.
 
@@ -132,8 +133,10 @@ def tightened(
         deadline: ``time.monotonic()`` to stop at.
         options: How hard to try until then.
         last: What was solved before with the same network.
+        found: True gradients that are known already; sampled if None.
     """
-    bounding = _Bounding(problem, root, options, deadline, last or LastSolutions())
+    found = found or sample_gradients(problem, Sampling(seed=options.seed))
+    bounding = _Bounding(problem, root, options, deadline, last or LastSolutions(), found)
     status = BOUND
     try:
         if largest_size(problem, root) > LARGEST_IN_BATCH:
@@ -157,11 +160,11 @@ class _Bounding:
         options: SdpOptions,
         deadline: float,
         last: LastSolutions,
+        found: GradientNorms,
     ) -> None:
         self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
-        self.last = last
+        self.last, self.found = last, found
         self.upper_bounds = root.class_upper_bounds.clone()
-        self.found = sample_gradients(problem, Sampling(seed=options.seed))
         self.out_of_time = False
 
     @property
@@ -200,21 +203,19 @@ class _Bounding:
             return
         price = seconds_per_step(problem, root)
         solvers: dict[int, BoxSolver] = {}
-        done: set[int] = set()
+        done = torch.zeros_like(self.upper_bounds, dtype=torch.bool)
         while True:
-            open_ = [r for r in range(len(problem.rows)) if r not in done]
-            open_ = [r for r in open_ if self.upper_bounds[r] > self.threshold]
-            for row in set(solvers) - set(open_):
-                del solvers[row]
+            is_open = (self.upper_bounds > self.threshold) & ~done
+            solvers = {row: solver for row, solver in solvers.items() if bool(is_open[row])}
             if len(solvers) >= most:  # no room for another program
-                open_ = list(solvers)
-            if not open_:
+                is_open = torch.zeros_like(is_open).index_fill(0, self._index(*solvers), True)
+            if not bool(is_open.any()):
                 break
             if time.monotonic() + price > self.deadline:
                 self.out_of_time = True
                 break
-            row = max(open_, key=lambda r: float(self.upper_bounds[r]))
-            index = torch.tensor([row], device=problem.rows.device)
+            row = int(self.upper_bounds.masked_fill(~is_open, -torch.inf).argmax())
+            index = self._index(row)
             if row not in solvers:
                 facts = root_facts(problem, root, index)
                 solvers[row] = BoxSolver(problem, facts, self.upper_bounds[index])
@@ -223,9 +224,12 @@ class _Bounding:
             self.upper_bounds[index] = torch.minimum(self.upper_bounds[index], solver.upper_bound)
             if solver.is_done(self.limits(1)):
                 self._take_in(index, solvers.pop(row).solved)
-                done.add(row)
+                done[row] = True
         for row, solver in solvers.items():
-            self._take_in(torch.tensor([row], device=problem.rows.device), solver.solved)
+            self._take_in(self._index(row), solver.solved)
+
+    def _index(self, *rows: int) -> Tensor:
+        return torch.tensor(rows, device=self.problem.rows.device)
 
     def _take_in(self, rows: Tensor, solved: Solved) -> None:
         """Bounds of some rows, and true gradients near the points that their solutions suggest."""

@@ -50,7 +50,6 @@ class Operator:
 
     def __init__(self, program: Program, objective: Tensor) -> None:
         self.program, self.objective = program, objective
-        self.variable = program.variable
         batch, size = len(program), program.size
         self.index = program.variable.unsqueeze(2).expand(-1, -1, size)
         group = group_of(program)

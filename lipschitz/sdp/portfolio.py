@@ -30,6 +30,7 @@ _DECAY = 0.7
 # Neither search gets less than this share of the time, lest an early guess decides: the linear one
 # may be slow to set out, while programs show soon what they can do.
 _LEAST_SHARES = (0.1, 0.25)
+# The programs go on until this multiple of what the root's have taken, to see what splits gain.
 _AFTER_ROOT = 1.3
 _SHORTEST = 1e-3  # seconds
 
@@ -158,7 +159,6 @@ class Portfolio:
         if not self.root_is_solved and self._strongest_is_solved():
             self.root_is_solved = True
             programs.forget()
-            # A few more than the root's, to see what splitting with programs gains.
             self.first_seconds = max(self.first_seconds, _AFTER_ROOT * programs.seconds)
         if not (self.may_split and self.root_is_solved) or programs.seconds < self.first_seconds:
             return 0

@@ -98,9 +98,9 @@ class ProgramSearch:
             subdomains: What has reached the top.
             threshold: A program whose bound falls below this is not continued.
         """
-        order = subdomains.upper_bound.argsort(descending=True)
-        first, rest = subdomains.take(order).take(slice(self._affordable())), order
-        rest = subdomains.take(rest[self._affordable() :])
+        ordered = subdomains.take(subdomains.upper_bound.argsort(descending=True))
+        count = self._affordable()
+        first, rest = ordered.take(slice(count)), ordered.take(slice(count, None))
         ready = first.solved | (first.choice < 0)
         if bool(ready.all()) or time.monotonic() > self.deadline:
             nothing = subdomains.row[:0]

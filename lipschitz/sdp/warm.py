@@ -20,6 +20,7 @@ from lipschitz.sdp.program import FAMILIES, Program
 
 _BYTES = 2**28
 _MOST_RECORDS = 4096
+_FEWEST_RECORDS = 64  # of fewer, a search finds none again, and each is large
 
 
 class WarmStarts:
@@ -34,7 +35,8 @@ class WarmStarts:
     def __init__(self, inputs: int, neurons: int, like: Tensor) -> None:
         self.inputs, self.things = inputs, 1 + inputs + neurons  # and one more for what is unused
         size = self.things + 1
-        self.capacity = min(_MOST_RECORDS, _BYTES // (4 * size * size))
+        room = min(_MOST_RECORDS, _BYTES // (4 * size * size))
+        self.capacity = room if room >= _FEWEST_RECORDS else 0
         self.count, self.size, self.device = 0, size, like.device
         self.number = torch.full((self.capacity,), -1, dtype=torch.long, device=like.device)
         self.moments = torch.empty(0, size, size, device=like.device)
