@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from benchmarks import tables
-from benchmarks.networks import MLP_16, MLP_32, Network, trained_mlp
+from benchmarks.networks import MLP_16, MLP_32, MNIST_CNN, Network, trained_mlp
 from experiments.figures import COLOURS, MARKERS
 from lipschitz import BranchOptions, MethodOptions, Prepared, make_problem
 from lipschitz.search_types import Progress
 from utils import InputError, Parser, run_cli
 
 NETWORKS = {
+    "mnist-cnn": MNIST_CNN,
     "16": MLP_16,
     "32": MLP_32,
     "64": trained_mlp(64),
@@ -28,6 +29,7 @@ NETWORKS = {
     "128-longer": trained_mlp(128, seed=1, epochs=60),
 }
 RADII = (0.02, 0.05, 0.1, 0.2)
+IMAGE_RADII = (0.01, 0.05)
 # Name -> arguments of Prepared, given the seconds there are.
 METHODS = {
     "crown": lambda seconds: {"method": "crown", "engine": "native"},
@@ -137,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=60, help="seconds each (default 60)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
-    parser.add_argument("--eps", default=",".join(map(str, RADII)), help="comma-separated")
+    parser.add_argument("--eps", help="comma-separated; chosen for each network if not given")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     chosen = args.networks.split(",")
@@ -145,12 +147,13 @@ def main(argv: list[str] | None = None) -> int:
         if name not in NETWORKS:
             raise InputError(f"--networks {name}: expected {', '.join(NETWORKS)}")
     try:
-        radii = tuple(float(eps) for eps in args.eps.split(","))
+        given = tuple(float(eps) for eps in args.eps.split(",")) if args.eps else None
     except ValueError:
         raise InputError(f"--eps {args.eps}: expected numbers with commas between") from None
     rows: list[list[object]] = []
     courses: dict[str, list[tuple[float, float]]] = {}
     for name in chosen:
+        radii = given or (IMAGE_RADII if name == "mnist-cnn" else RADII)
         found, courses = measure(NETWORKS[name], radii, args.timeout)
         rows += found
     title = f"{NETWORKS[chosen[-1]].name}\neps {radii[-1]:g}"

@@ -85,6 +85,11 @@ class Graph:
         """The same graph in float64."""
         return self if self.dtype == torch.float64 else self.to(self.device, torch.float64)
 
+    @cached_property
+    def single(self) -> Graph:
+        """The same graph in float32."""
+        return self if self.dtype == torch.float32 else self.to(self.device, torch.float32)
+
     def values(self, x: Tensor) -> list[Tensor]:
         """Value of every node at ``x`` ([B, *input_shape]); the last is the output [B, C]."""
         values = [x]

@@ -222,7 +222,7 @@ def bound_by_branching(
         )
     best = (lower_bound, witness)
     if type(bounding) is NativeSearch:
-        result = combined_search(problem, root, bounding, best, found, options.sdp, limits, watch)
+        result = combined_search(problem, root, bounding, best, options.sdp, limits, watch)
     else:
         result = bab.branch_and_bound(bounding, *best, limits, watch)
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status

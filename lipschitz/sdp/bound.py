@@ -6,8 +6,8 @@ Method card
         (``alpha``), and a lower bound with a witness.
     Idea: the Jacobian's norm as a quadratic program in the signs of its entries and the uncertain
         slopes, relaxed to a semidefinite program over products of intervals
-        (:mod:`lipschitz.sdp.program`), solved by an interior-point method
-        (:mod:`lipschitz.sdp.interior_point`).
+        (:mod:`lipschitz.sdp.program`), solved by sweeps of vectors back and forth through the
+        network (:mod:`lipschitz.sdp.sweeps`).
     Sound: every value is the dual bound of the multipliers at hand, computed anew and proved in
         float64 (:mod:`lipschitz.sdp.certificate`). Exact: rarely; on wide boxes within a few per
         cent, where linear bounds are off by factors.
@@ -33,20 +33,21 @@ from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds
 from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.sdp.boxes import (
-    BoxSolver,
+    Effort,
     Solved,
-    largest_size,
     programs_at_once,
     root_facts,
-    seconds_per_step,
+    seconds_per_program,
     solve_boxes,
+    warm_starts,
 )
-from lipschitz.sdp.interior_point import SolveOptions
 from lipschitz.sdp.recovery import points_to_try
 from lipschitz.sdp.warm import WarmStarts
 
-# Programs up to this size are solved in batches, larger ones a step at a time.
-LARGEST_IN_BATCH = 512
+_MOST_AT_ONCE = 16
+# Programs that take so many seconds are solved one by one, and to this gap at best: time is better
+# spent on the next output.
+_LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class SdpOptions:
     Attributes:
         timeout: Seconds for the whole problem.
         tolerance: Relative gap between dual and primal value at which a program is done.
-        iterations: Steps per program, at most.
+        sweeps: Sweeps per program, at most.
         memory_budget: Bytes for one chunk of rows of the linear bounds; chosen if None.
         seed: Seed of the sampled points.
     """
 
     timeout: float = 60.0
     tolerance: float = 1e-3
-    iterations: int = 40
+    sweeps: int = 500
     memory_budget: int | None = None
     seed: int = 0
 
@@ -77,20 +78,14 @@ class LastSolutions:
         self.starts: WarmStarts | None = None
         self.numbers: Tensor | None = None
 
-    def of(self, problem: LocalProblem, rows: Tensor) -> tuple[WarmStarts, Tensor]:
-        """Remembered solutions, and the number of the one for each of some rows."""
+    def of(self, problem: LocalProblem, root: RootBounds) -> WarmStarts:
+        """Remembered solutions; :attr:`numbers` has the one for each row of the problem."""
         same = self.centre is not None and torch.equal(self.centre, problem.centre)
         if not (same and torch.equal(self.rows, problem.rows)):
-            graph = problem.graph
-            neurons = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
             self.centre, self.rows = problem.centre, problem.rows
-            self.starts = WarmStarts(problem.centre.numel(), neurons, problem.rows)
+            self.starts = warm_starts(problem, root)
             self.numbers = torch.full_like(problem.rows[:, 0], -1, dtype=torch.long)
-        return self.starts, self.numbers[rows]
-
-    def keep(self, rows: Tensor, solved: Solved) -> None:
-        """Remember the solutions of some rows of the problem :meth:`of` was asked for."""
-        self.numbers[rows] = self.starts.keep(solved.program, solved.multipliers)
+        return self.starts
 
 
 @torch.no_grad()
@@ -139,10 +134,7 @@ def tightened(
     bounding = _Bounding(problem, root, options, deadline, last or LastSolutions(), found)
     status = BOUND
     try:
-        if largest_size(problem, root) > LARGEST_IN_BATCH:
-            bounding.step_by_step()
-        else:
-            bounding.in_batches()
+        bounding.run()
     except KeyboardInterrupt:
         status = INTERRUPTED
     if status == BOUND and bounding.out_of_time:
@@ -172,70 +164,38 @@ class _Bounding:
         """A row with a bound below this cannot hold the maximum."""
         return self.found.norms.max() * (1 + self.options.tolerance / 10)
 
-    def limits(self, count: int) -> SolveOptions:
-        """When to stop with each of some programs."""
-        below = self.threshold.double().expand(count)
-        return SolveOptions(self.options.tolerance, self.options.iterations, self.deadline, below)
-
-    def in_batches(self) -> None:
+    def run(self) -> None:
         """Rows in the order of their linear bounds, as many at once as fit into memory."""
+        problem, root = self.problem, self.root
+        most = min(programs_at_once(problem, root), _MOST_AT_ONCE)
+        if not most:
+            return
+        seconds = seconds_per_program(problem, root)
+        tolerance = self.options.tolerance
+        if seconds > _LONG:
+            most, tolerance = 1, max(tolerance, _TOLERANCE_OF_LONG)
+        starts = self.last.of(problem, root)
+        effort = Effort(tolerance, self.options.sweeps, self.deadline)
         order = self.upper_bounds.argsort(descending=True)
-        count = max(1, programs_at_once(self.problem, self.root))
         # The first alone: what it finds may rule out others.
-        for rows in [order[:1], *order[1:].split(min(count, 8))]:
+        for rows in [order[:1], *order[1:].split(most)]:
             rows = rows[self.upper_bounds[rows] > self.threshold]
             if not len(rows):
                 continue
-            self.out_of_time = time.monotonic() > self.deadline
+            self.out_of_time = time.monotonic() + len(rows) * seconds > self.deadline
             if self.out_of_time:
                 return
-            facts = root_facts(self.problem, self.root, rows)
-            limits, starts = self.limits(len(rows)), self.last.of(self.problem, rows)
-            solved = solve_boxes(self.problem, facts, self.upper_bounds[rows], limits, starts)
-            self.last.keep(rows, solved)
+            facts = root_facts(problem, root, rows)
+            numbers = self.last.numbers[rows]
+            solved = solve_boxes(problem, facts, self.upper_bounds[rows], effort, starts, numbers)
+            self.last.numbers[rows] = starts.keep(solved.sweeps)
             self._take_in(rows, solved)
-
-    def step_by_step(self) -> None:
-        """Always one more step for the row with the largest bound: the maximum is what counts."""
-        problem, root = self.problem, self.root
-        most = programs_at_once(problem, root)
-        if not most:
-            return
-        price = seconds_per_step(problem, root)
-        solvers: dict[int, BoxSolver] = {}
-        done = torch.zeros_like(self.upper_bounds, dtype=torch.bool)
-        while True:
-            is_open = (self.upper_bounds > self.threshold) & ~done
-            solvers = {row: solver for row, solver in solvers.items() if bool(is_open[row])}
-            if len(solvers) >= most:  # no room for another program
-                is_open = torch.zeros_like(is_open).index_fill(0, self._index(*solvers), True)
-            if not bool(is_open.any()):
-                break
-            if time.monotonic() + price > self.deadline:
-                self.out_of_time = True
-                break
-            row = int(self.upper_bounds.masked_fill(~is_open, -torch.inf).argmax())
-            index = self._index(row)
-            if row not in solvers:
-                facts = root_facts(problem, root, index)
-                solvers[row] = BoxSolver(problem, facts, self.upper_bounds[index])
-            solver = solvers[row]
-            solver.step()
-            self.upper_bounds[index] = torch.minimum(self.upper_bounds[index], solver.upper_bound)
-            if solver.is_done(self.limits(1)):
-                self._take_in(index, solvers.pop(row).solved)
-                done[row] = True
-        for row, solver in solvers.items():
-            self._take_in(self._index(row), solver.solved)
-
-    def _index(self, *rows: int) -> Tensor:
-        return torch.tensor(rows, device=self.problem.rows.device)
 
     def _take_in(self, rows: Tensor, solved: Solved) -> None:
         """Bounds of some rows, and true gradients near the points that their solutions suggest."""
         self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
         problem = self.problem
-        points = points_to_try(problem, solved.program, solved.multipliers).flatten(0, 1)
+        points = points_to_try(problem, solved.sweeps).flatten(0, 1)
         some = replace(
             problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
         )

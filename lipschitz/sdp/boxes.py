@@ -1,7 +1,7 @@
 """Programs of boxes: built from what bound propagation knows, solved and certified.
 
-The steps are taken in float32 where the programs are large, twice as fast; the certificate is
-always in float64, so the precision of the steps can cost tightness, nothing else.
+The sweeps are in float32 where the programs are large, twice as fast; the certificate is always in
+float64, so the precision of the sweeps can cost tightness, nothing else.
 """
 
 from __future__ import annotations
@@ -18,17 +18,38 @@ from lipschitz.native.memory import free_memory
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.constraints import Multipliers
-from lipschitz.sdp.interior_point import SolveOptions, Solver, solve
 from lipschitz.sdp.program import Facts, Program, build_program
+from lipschitz.sdp.sweeps import Sweeps, rank_for
 from lipschitz.sdp.warm import WarmStarts
 
-# Above this size the steps are taken in float32.
+# Above this size the sweeps are in float32.
 _DOUBLE_UP_TO = 96
-# Matrices of the size of the Schur complement that are alive at once.
-_COPIES = 16
-# Time of one step over that of one matrix product of its size, measured from N = 131 to 1419.
-_PRODUCTS_PER_STEP = 30
+# Matrices of a program's size that are alive at once.
+_COPIES = 6
+# A certificate over one matrix product of its size, in time.
+_PRODUCTS_PER_CERTIFICATE = 1.0
+_MEASURED_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to try.
+
+    Attributes:
+        tolerance: Gap between certified bound and the value of the vectors, relative to the bound,
+            at which a program is done.
+        sweeps: At most so many.
+        deadline: ``time.monotonic()`` to stop at.
+    """
+
+    tolerance: float = 1e-3
+    sweeps: int = 500
+    deadline: float | None = None
+
+
+# Sweeps before the first certificate; their number doubles before each further one. A certificate
+# costs the cube of the size, so of large programs it pays to be surer.
+_FEWEST_SWEEPS, _VARIABLES_PER_SWEEP = 12, 20
 
 
 @dataclass(frozen=True)
@@ -37,78 +58,56 @@ class Solved:
 
     Attributes:
         upper_bound: [B], in the dtype of the known bounds.
-        program, multipliers: The programs and their solutions.
+        program: The programs, in float64.
+        sweeps: The vectors.
     """
 
     upper_bound: Tensor
     program: Program
-    multipliers: Multipliers
+    sweeps: Sweeps
 
 
-def _working(program: Program, scale: Tensor) -> tuple[Program, Tensor]:
-    """The programs in the precision of the steps, and positive numbers to divide by."""
-    working = program.to(torch.float32) if program.size > _DOUBLE_UP_TO else program
-    return working, scale.clamp(min=torch.finfo(torch.float32).tiny).to(working.objective)
-
-
-def _certified(program: Program, multipliers: Multipliers, like: Tensor) -> Solved:
-    multipliers = multipliers.to(torch.float64)
-    # With signs fixed by splits the program's value may be negative; the norm is not.
-    bound = certified_bound(program, multipliers).clamp(min=0).to(like.dtype)
-    return Solved(raise_upper_bound(bound), program, multipliers)
-
-
+@torch.no_grad()
 def solve_boxes(
     problem: LocalProblem,
     facts: Facts,
-    scale: Tensor,
-    options: SolveOptions,
-    starts: tuple[WarmStarts, Tensor] | None = None,
+    known: Tensor,
+    effort: Effort,
+    starts: WarmStarts,
+    numbers: Tensor,
 ) -> Solved:
     """Semidefinite bounds of B boxes (class x subdomain) in one batch.
 
     Args:
         problem: The problem they belong to.
         facts: What bound propagation knows about them.
-        scale: A bound of each that is known already, [B].
-        options: When to stop; ``stop_below`` [B].
-        starts: Remembered solutions, and the number of the one to begin each program from, [B].
+        known: A bound of each that is known already, [B].
+        effort: How hard to try.
+        starts: Remembered solutions.
+        numbers: The one to begin each program from, [B].
     """
     program = build_program(problem.graph.double, facts, problem.norm)
-    start = None if starts is None else starts[0].begin(starts[1], program)
-    return _certified(program, solve(*_working(program, scale), options, start=start), scale)
-
-
-class BoxSolver:
-    """The program of one box, solved step by step, with a certified bound at any time.
-
-    Args:
-        problem: The problem the box belongs to.
-        facts: What bound propagation knows about it, B = 1.
-        scale: A bound that is known already, [1].
-    """
-
-    def __init__(self, problem: LocalProblem, facts: Facts, scale: Tensor) -> None:
-        self.program = build_program(problem.graph.double, facts, problem.norm)
-        self.upper_bound, self.steps = scale, 0
-        self.solver = Solver(*_working(self.program, scale))
-
-    def step(self) -> None:
-        """One more step; the bound is certified anew where it may have become smaller."""
-        self.solver.step()
-        self.steps += 1
-        if bool(self.solver.value * self.solver.scale < self.upper_bound):
-            self.upper_bound = torch.minimum(self.upper_bound, self.solved.upper_bound)
-
-    @property
-    def solved(self) -> Solved:
-        """The point that the steps have come to, certified."""
-        return _certified(self.program, self.solver.point, self.upper_bound)
-
-    def is_done(self, options: SolveOptions) -> bool:
-        """Whether more steps promise nothing."""
-        stopped = bool(self.solver.stuck) or self.steps >= options.iterations
-        return stopped or float(self.solver.gap) <= options.tolerance
+    size = int(program.sizes.max())
+    working = program.to(torch.float32) if size > _DOUBLE_UP_TO else program
+    sweeps = Sweeps(working, starts.rank, starts.begin(numbers, working))
+    bound, count = (
+        known.double().nan_to_num(torch.inf),
+        max(_FEWEST_SWEEPS, size // _VARIABLES_PER_SWEEP),
+    )
+    left = torch.arange(len(program), device=bound.device)
+    while True:
+        sweeps.go_on(count, effort.deadline)
+        # With signs fixed by splits the program's value may be negative; the norm is not.
+        found = certified_bound(program.take(left), sweeps.multipliers().take(left)).clamp(min=0)
+        bound[left] = torch.minimum(bound[left], found)
+        gap = bound[left] - sweeps.value[left].double().nan_to_num(-torch.inf)
+        left = left[gap > effort.tolerance * bound[left]]
+        late = effort.deadline is not None and time.monotonic() > effort.deadline
+        if not len(left) or sweeps.done >= effort.sweeps or late:
+            break
+        count = sweeps.done
+    raised = torch.fmin(known, raise_upper_bound(bound.to(known.dtype)))
+    return Solved(raised, program, sweeps)
 
 
 def root_facts(problem: LocalProblem, root: RootBounds, rows: Tensor) -> Facts:
@@ -137,19 +136,25 @@ def largest_size(problem: LocalProblem, root: RootBounds) -> int:
 
 def programs_at_once(problem: LocalProblem, root: RootBounds) -> int:
     """How many programs of this problem fit into memory together; 0 if not even one does."""
-    size = largest_size(problem, root)
-    largest = max(node.shape.numel() for node in problem.graph.nodes)
-    numbers = _COPIES * (2 * size) ** 2 + 4 * size * largest
+    numbers = _COPIES * largest_size(problem, root) ** 2
     return free_memory(problem.graph.device) // 2 // (8 * numbers)
 
 
-def seconds_per_step(problem: LocalProblem, root: RootBounds) -> float:
-    """What one step of a program will take, judged by one matrix product of its size."""
+def seconds_per_program(problem: LocalProblem, root: RootBounds) -> float:
+    """What certifying one program will take, judged by a matrix product."""
     size = largest_size(problem, root)
-    matrix = torch.ones(size, size, device=problem.graph.device)
+    side = min(size, _MEASURED_SIZE)
+    matrix = torch.ones(side, side, dtype=torch.float64, device=problem.graph.device)
     seconds = 0.0
     for _ in range(2):  # the first call may set things up
         begin = time.perf_counter()
         float((matrix @ matrix)[0, 0])
         seconds = time.perf_counter() - begin
-    return _PRODUCTS_PER_STEP * seconds
+    return _PRODUCTS_PER_CERTIFICATE * seconds * (size / side) ** 3
+
+
+def warm_starts(problem: LocalProblem, root: RootBounds) -> WarmStarts:
+    """Room for the solutions of this problem's programs."""
+    graph = problem.graph
+    neurons = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
+    return WarmStarts(neurons, rank_for(largest_size(problem, root)), problem.rows)

@@ -6,108 +6,38 @@ slope is only known to lie in ``[s_lower, s_upper]`` gives
 
     h = s_lower g + (s_upper - s_lower) t,    t = theta g,    theta in [0, 1],
 
-so ``t`` lies between 0 and ``g``: with ``r = g - t``, ``t r >= 0``. All other steps are affine, so
-every ``g``, and the Jacobian itself, is affine in the ``t`` of the layers behind, and the norm is a
-quadratic form in ``y = (1, u, t)``. Each variable is scaled to ``[-1, 1]`` by the interval that
-bound propagation knows for it. What holds for the true ``y`` and is quadratic in it:
+so ``t`` lies between 0 and ``g``: ``t (g - t) >= 0``. All other steps are affine, so every ``g``,
+and the Jacobian itself, is affine in the ``t`` of the layers behind, and the norm is a quadratic
+form in ``(1, u, t)``. What holds for the true variables and is quadratic in them:
 
-    y_0^2 = 1,  y_i^2 <= 1          (for the l2 norm: sum of u_i^2 <= 1)
-    t (g - t) >= 0                           for every uncertain slope whose g is not a constant
+    1^2 = 1,  u_i^2 <= 1          (for the l2 norm: sum of u_i^2 <= 1)
+    (t - centre)^2 <= radius^2            centre +- radius: the hull of 0 and of g's interval
+    t (g - t) >= 0
     (1 - u_i)(J_i - J_lower) >= 0,  (1 + u_i)(J_upper - J_i) >= 0      for every entry of open sign
 
 An entry of known sign, or whose sign a split has fixed, has no variable but counts with that sign.
 The last line, McCormick products, makes the program at least as tight on ``|J_i|`` as the chord
-that linear bounds use; they are left out for the l2 norm and for very many entries. Replacing
-``y y^T`` by any positive semidefinite matrix that keeps to these lines relaxes the maximum to a
-semidefinite program, whose dual bounds it for *any* multipliers (:mod:`lipschitz.sdp.certificate`).
-For one hidden layer and without the McCormick products this
-is the relaxation of Raghunathan et al. 2018; the recursion through several layers is the "dual"
-view of Chen et al. 2020 and GeoLIP, with intervals of this box instead of global ones.
+that linear bounds use; it is left out for the l2 norm. Relaxed to a semidefinite program, the
+numbers 1, u and t become vectors and their products inner products. The program's dual bounds the
+norm for *any* multipliers (:mod:`lipschitz.sdp.certificate`); :mod:`lipschitz.sdp.sweeps` finds
+good ones. For one hidden layer and without the McCormick products this is the relaxation of
+Raghunathan et al. 2018; the recursion through several layers is the "dual" view of Chen et al. 2020
+and GeoLIP, with intervals of this box instead of global ones.
 
-Shapes: B programs (class x subdomain), N variables with the constant at 0, K products. Programs of
-different sizes share a batch; a variable that a program does not use appears in nothing.
+Shapes: B programs (class x subdomain), D entries, M neurons whose slope is open in some program of
+the batch. A neuron or entry that a program does not use has radius 0 or no variable there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lipschitz.graph import Graph
 from lipschitz.native.interval import Interval
-
-# McCormick products of more entries than this cost more than they tighten.
-_MOST_PRODUCTS = 256
-
-# Kinds of products: between 0 and g, and the two McCormick products of an entry.
-_OF_A_NEURON, _BELOW, _ABOVE = range(3)
-FAMILIES = 3
-
-
-@dataclass(frozen=True)
-class Program:
-    """Maximise ``<objective, Y>`` over the moment matrices Y that the constraints allow.
-
-    Attributes:
-        objective: Symmetric, [B, N, N].
-        ball: Whether the variables of ``u`` are in the unit ball rather than the unit box, so
-            that they share one multiplier.
-        entry: The entry of the Jacobian that each variable of ``u`` belongs to, -1 if unused,
-            [B, U]; these variables follow the constant.
-        family: Which of the FAMILIES kinds each product is of, [B, K].
-        variable, scale, shift: The first factor of a product is ``scale y_variable + shift``,
-            each [B, K].
-        factor: Coefficients of its second factor, [B, K, N]; zero for a product that is not there.
-        t_scale, t_shift: ``t = t_scale y + t_shift`` of every other variable, [B, V].
-        cotangent: Coefficients of the ``g`` that each ``t`` belongs to, [B, V, N].
-        neuron: The neuron of each ``t`` among all neurons of the layout, -1 if unused, [B, V].
-    """
-
-    objective: Tensor
-    ball: bool
-    entry: Tensor
-    family: Tensor
-    variable: Tensor
-    scale: Tensor
-    shift: Tensor
-    factor: Tensor
-    t_scale: Tensor
-    t_shift: Tensor
-    cotangent: Tensor
-    neuron: Tensor
-
-    def __len__(self) -> int:
-        return len(self.objective)
-
-    @property
-    def size(self) -> int:
-        """N, the number of variables with the constant."""
-        return self.objective.shape[1]
-
-    @property
-    def inputs(self) -> int:
-        """U, the number of variables of ``u``."""
-        return self.entry.shape[1]
-
-    @property
-    def products(self) -> int:
-        """K, the number of product constraints."""
-        return self.factor.shape[1]
-
-    def take(self, which: Tensor) -> Program:
-        """Some of the programs, by index or mask."""
-        return self._changed(lambda value: value[which])
-
-    def to(self, dtype: torch.dtype) -> Program:
-        """The same numbers in another precision."""
-        return self._changed(lambda v: v.to(dtype) if v.is_floating_point() else v)
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Program:
-        values = (getattr(self, f.name) for f in fields(self))
-        return Program(*(change(v) if isinstance(v, Tensor) else v for v in values))
 
 
 @dataclass(frozen=True)
@@ -134,58 +64,135 @@ class Facts:
     counted: Tensor | None = None
 
 
-class _Expressions:
-    """Affine expressions in the variables, carried back through the graph."""
+@dataclass(frozen=True)
+class Program:
+    """Maximise the norm over all that the constraints allow.
 
-    def __init__(self, graph: Graph, facts: Facts, norm: str) -> None:
-        self.graph, self.facts, self.norm = graph, facts, norm
-        self.batch = len(facts.rows)
-        self.device = facts.rows.device
-        self.activations = sorted(facts.cotangents, reverse=True)
-        self.offset: dict[int, int] = {}
-        start = 0
-        for index in graph.activation_nodes:
-            self.offset[index] = start
-            start += graph.nodes[index].shape.numel()
-        self.open_slopes = {a: self._open_slopes(a) for a in self.activations}
-        self.sign = self._signs()
-        self.open_entries = self.sign == 0
-        if facts.counted is not None:
-            self.open_entries &= facts.counted.bool()
-        self.inputs = int(self.open_entries.sum(1).max())
-        counts = [int(mask.sum(1).max()) for mask in self.open_slopes.values()]
-        starts = [1 + self.inputs + sum(counts[:k]) for k in range(len(counts))]
-        self.start = dict(zip(self.activations, starts, strict=True))
-        self.count = dict(zip(self.activations, counts, strict=True))
-        self.size = 1 + self.inputs + sum(counts)
+    Attributes:
+        graph: The network.
+        rows: Output directions, [B, C].
+        ball: Whether u is in the unit ball rather than in the unit box.
+        sign: Sign with which an entry counts that has no variable, else 0, [B, D].
+        is_free: Whether an entry has a variable, [B, D].
+        entry_lower, entry_upper: Interval of the entries, [B, D].
+        slope_lower: Lower end of the slopes by activation node, [B or 1, *shape].
+        places: Which neurons of an activation node are open in some program: indices [m]. Their
+            parts [B, m], in this order, make up the tensors [B, M].
+        neuron: Number of the M neurons among all neurons of the network, [M].
+        gap: ``s_upper - s_lower``, [B, M]; 0 where the slope is not open.
+        centre, radius: The box of t, [B, M]; 0 where the slope is not open.
+    """
 
-    def _flat(self, interval: Interval) -> tuple[Tensor, Tensor]:
-        lower, upper = (end.double().flatten(1).expand(self.batch, -1) for end in interval)
-        return torch.minimum(lower, upper), torch.maximum(lower, upper)
+    graph: Graph
+    rows: Tensor
+    ball: bool
+    sign: Tensor
+    is_free: Tensor
+    entry_lower: Tensor
+    entry_upper: Tensor
+    slope_lower: dict[int, Tensor]
+    places: dict[int, Tensor]
+    neuron: Tensor
+    gap: Tensor
+    centre: Tensor
+    radius: Tensor
 
-    def _open_slopes(self, activation: int) -> Tensor:
-        slope_lower, slope_upper = self._flat(self.facts.slopes[activation])
-        lower, upper = self._flat(self.facts.cotangents[activation])
-        return (slope_lower < slope_upper) & ~((lower == 0) & (upper == 0))
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def _signs(self) -> Tensor:
-        """Sign with which each entry is counted, 0 where ``u`` is a variable, [B, D]."""
-        lower, upper = self._flat(self.facts.entries)
-        if self.norm == "2":  # the sign of an entry does not tell its share of the ball
-            return torch.zeros_like(lower)
-        sign = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, -1.0, 0.0)).double()
-        if self.facts.entry_sign is not None:
-            given = self.facts.entry_sign.flatten(1).double()
-            sign = torch.where(given != 0, given, sign)
-        return sign if self.facts.counted is None else sign * self.facts.counted.to(sign)
+    @property
+    def is_open(self) -> Tensor:
+        """Whether a neuron has a variable, [B, M]."""
+        return self.radius > 0
 
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(self.batch, *shape, dtype=torch.float64, device=self.device)
+    @property
+    def sizes(self) -> Tensor:
+        """N, the number of variables of each program with the constant, [B]."""
+        return 1 + self.is_free.sum(1) + self.is_open.sum(1)
 
-    def places(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch index, coordinate and slot of everything a mask [B, n] selects."""
-        batch, coordinate = mask.nonzero(as_tuple=True)
-        return batch, coordinate, (mask.cumsum(1) - 1)[batch, coordinate]
+    @property
+    def slices(self) -> dict[int, slice]:
+        """Where each activation node's neurons are among the M."""
+        found, start = {}, 0
+        for activation, places in self.places.items():
+            found[activation] = slice(start, start + len(places))
+            start += len(places)
+        return found
+
+    def take(self, which: Tensor) -> Program:
+        """Some of the programs, by index or mask."""
+        names = ("rows", "sign", "is_free", "entry_lower", "entry_upper", "gap", "centre", "radius")
+        slopes = {i: s if len(s) == 1 else s[which] for i, s in self.slope_lower.items()}
+        return replace(
+            self, slope_lower=slopes, **{name: getattr(self, name)[which] for name in names}
+        )
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """The same numbers, and the network, in another precision."""
+        names = ("rows", "sign", "entry_lower", "entry_upper", "gap", "centre", "radius")
+        return replace(
+            self,
+            graph=self.graph.single if dtype == torch.float32 else self.graph.double,
+            slope_lower={i: s.to(dtype) for i, s in self.slope_lower.items()},
+            **{name: getattr(self, name).to(dtype) for name in names},
+        )
+
+    def pull_back(self, start: Tensor, between: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """R rows of the Jacobian for given t, going back through the network.
+
+        Args:
+            start: What stands for the output directions, [B, R, C].
+            between: The t of some of the M neurons given their g, each [B, R, m].
+
+        Returns:
+            J, [B, R, D].
+        """
+        batch, count = start.shape[:2]
+        slices = self.slices
+        pending = {len(self.graph.nodes) - 1: start.flatten(0, 1)}
+        for index in range(len(self.graph.nodes) - 1, 0, -1):
+            cotangent = pending.pop(index, None)
+            if cotangent is None:
+                continue
+            node = self.graph.nodes[index]
+            if node.affine is not None:
+                new = node.affine.adjoint(cotangent)
+            else:
+                g = cotangent.reshape(batch, count, *node.shape)
+                h = (g * self.slope_lower[index].unsqueeze(1)).flatten(2)
+                if index in slices:
+                    part, places = slices[index], self.places[index]
+                    t = between(part, g.flatten(2).index_select(2, places))
+                    h.index_add_(2, places, t * self.gap[:, part].unsqueeze(1))
+                new = (h.reshape(cotangent.shape),)
+            for parent, value in zip(node.parents, new, strict=True):
+                pending[parent] = pending[parent] + value if parent in pending else value
+        if 0 not in pending:
+            return start.new_zeros(batch, count, self.sign.shape[1])
+        return pending[0].reshape(batch, count, -1)
+
+    def push_forward(self, start: Tensor, weighted: Callable[[slice, Tensor], Tensor]) -> None:
+        """The adjoint of :meth:`pull_back`: how much each t counts, going forward.
+
+        Args:
+            start: How much each entry of the R rows counts, [B, R, D].
+            weighted: Given how much the h of some of the M neurons counts, what a product
+                constraint adds to how much their g does, each [B, R, m].
+        """
+        batch, count = start.shape[:2]
+        slices = self.slices
+        values = [start.reshape(batch * count, *self.graph.input_shape)]
+        for index, node in enumerate(self.graph.nodes[1:], 1):
+            inputs = [values[parent] for parent in node.parents]
+            if node.affine is not None:
+                values.append(node.affine.linear(*inputs))
+                continue
+            h = inputs[0].reshape(batch, count, *node.shape)
+            g = (h * self.slope_lower[index].unsqueeze(1)).flatten(2)
+            if index in slices:
+                part, places = slices[index], self.places[index]
+                g.index_add_(2, places, weighted(part, h.flatten(2).index_select(2, places)))
+            values.append(g.reshape(inputs[0].shape))
 
 
 def build_program(graph: Graph, facts: Facts, norm: str = "inf") -> Program:
@@ -196,130 +203,68 @@ def build_program(graph: Graph, facts: Facts, norm: str = "inf") -> Program:
         facts: Certified intervals over the boxes.
         norm: ``inf`` (l1 norm of gradients) or ``2`` (l2 norm).
     """
-    build = _Expressions(graph, facts, norm)
-    size, count = build.size, build.size - 1 - build.inputs
-    t_scale, t_shift = build.zeros(count), build.zeros(count)
-    cotangent = build.zeros(count, size)
-    neuron = torch.full((build.batch, count), -1, dtype=torch.long, device=build.device)
-    expressions = build.zeros(size, facts.rows.shape[1])
-    expressions[:, 0] = facts.rows.double()
-    pending = {len(graph.nodes) - 1: expressions}
-    varying: list[int] = []  # first slots of activations whose g is not a constant
-    for index in range(len(graph.nodes) - 1, 0, -1):
-        expression = pending.pop(index, None)
-        if expression is None:
-            continue
-        node = graph.nodes[index]
-        if node.affine is not None:
-            found = node.affine.adjoint(expression.flatten(0, 1))
-            new = [f.reshape(build.batch, size, *f.shape[1:]) for f in found]
-        else:
-            g = expression.flatten(2)
-            slope_lower, slope_upper = build._flat(facts.slopes[index])
-            h = g * slope_lower.unsqueeze(1)
-            if build.count.get(index):
-                batch, place, slot = build.places(build.open_slopes[index])
-                lower, upper = build._flat(facts.cotangents[index])
-                lower, upper = lower.clamp(max=0)[batch, place], upper.clamp(min=0)[batch, place]
-                slot = slot + build.start[index] - 1 - build.inputs
-                t_scale[batch, slot] = (upper - lower) / 2
-                t_shift[batch, slot] = (upper + lower) / 2
-                cotangent[batch, slot] = g.transpose(1, 2)[batch, place]
-                neuron[batch, slot] = build.offset[index] + place
-                gap = (slope_upper - slope_lower)[batch, place]
-                h[batch, slot + 1 + build.inputs, place] += gap * t_scale[batch, slot]
-                h[batch, 0, place] += gap * t_shift[batch, slot]
-                if bool((g[:, 1:] != 0).any()):
-                    varying.append(index)
-            new = [h.reshape(expression.shape)]
-        for parent, contribution in zip(node.parents, new, strict=True):
-            pending[parent] = pending[parent] + contribution if parent in pending else contribution
-    jacobian = pending[0].flatten(2) if 0 in pending else build.zeros(size, build.sign.shape[1])
-    parts = [_between_zero_and_g(build, a, t_scale, t_shift, cotangent) for a in varying]
-    if norm == "inf" and 0 < 2 * build.inputs <= _MOST_PRODUCTS:
-        parts += _sign_products(build, jacobian)
-    family, variable, scale, shift, factor = (
-        (torch.cat(p, 1) for p in zip(*parts, strict=True))
-        if parts
-        else (
-            build.zeros(0).long(),
-            build.zeros(0).long(),
-            build.zeros(0),
-            build.zeros(0),
-            build.zeros(0, size),
-        )
-    )
-    entry = torch.full((build.batch, build.inputs), -1, dtype=torch.long, device=build.device)
-    batch, place, slot = build.places(build.open_entries)
-    entry[batch, slot] = place
+    batch = len(facts.rows)
+    sign, is_free = _signs(facts, norm)
+    places: dict[int, Tensor] = {}
+    parts: list[tuple[Tensor, ...]] = []
+    for node, (first, slope, cotangent) in _open_activations(graph, facts).items():
+        slope_lower, slope_upper = (end.expand(batch, -1) for end in slope)
+        lower, upper = (end.expand(batch, -1) for end in cotangent)
+        is_open = (slope_lower < slope_upper) & ~((lower == 0) & (upper == 0))
+        places[node] = is_open.any(0).nonzero()[:, 0]
+        lower, upper = lower.clamp(max=0), upper.clamp(min=0)
+        gap = slope_upper - slope_lower
+        found = (part * is_open for part in (gap, (lower + upper) / 2, (upper - lower) / 2))
+        parts.append((first + places[node], *(p.index_select(1, places[node]) for p in found)))
+    none = facts.rows.new_zeros(batch, 0, dtype=torch.float64)
+    parts.append((none[0].long(), none, none, none))
+    neuron, gap, centre, radius = (torch.cat(p, -1) for p in zip(*parts, strict=True))
+    entry_lower, entry_upper = (end.expand(batch, -1) for end in _flat(facts.entries))
     return Program(
-        _objective(build, jacobian),
+        graph,
+        facts.rows.double(),
         norm == "2",
-        entry,
-        family,
-        variable,
-        scale,
-        shift,
-        factor,
-        t_scale,
-        t_shift,
-        cotangent,
+        sign,
+        is_free,
+        entry_lower,
+        entry_upper,
+        {i: slope.lower.double() for i, slope in facts.slopes.items()},
+        places,
         neuron,
+        gap,
+        centre,
+        radius,
     )
 
 
-def _objective(build: _Expressions, jacobian: Tensor) -> Tensor:
-    """``u . J`` as a symmetric form, [B, N, N]; ``jacobian`` is [B, N, D]."""
-    objective = build.zeros(build.size, build.size)
-    linear = (jacobian * build.sign.unsqueeze(1)).sum(2)
-    objective[:, 0] += linear / 2
-    objective[:, :, 0] += linear / 2
-    batch, entry, slot = build.places(build.open_entries)
-    rows = jacobian.transpose(1, 2)[batch, entry] / 2
-    objective[batch, 1 + slot] += rows
-    objective[batch, :, 1 + slot] += rows
-    return objective
+def _flat(interval: Interval) -> tuple[Tensor, Tensor]:
+    lower, upper = (end.double().flatten(1) for end in interval)
+    return torch.minimum(lower, upper), torch.maximum(lower, upper)
 
 
-def _between_zero_and_g(
-    build: _Expressions, activation: int, t_scale: Tensor, t_shift: Tensor, cotangent: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``t (g - t) >= 0`` of one activation's open slopes, scaled to numbers near 1."""
-    begin = build.start[activation]
-    part = slice(begin - 1 - build.inputs, begin - 1 - build.inputs + build.count[activation])
-    scale, shift, g = t_scale[:, part], t_shift[:, part], cotangent[:, part]
-    variable = torch.arange(begin, begin + scale.shape[1], device=build.device)
-    rest = g.clone()
-    rest[:, torch.arange(scale.shape[1], device=build.device), variable] -= scale
-    rest[:, :, 0] -= shift
-    unit = _inverse(2 * scale)
-    rest = rest * unit.unsqueeze(2) * (scale > 0).unsqueeze(2)
-    variable = variable.expand(build.batch, -1)
-    family = torch.full_like(variable, _OF_A_NEURON)
-    return family, variable, scale * unit, shift * unit, rest
-
-
-def _sign_products(
-    build: _Expressions, jacobian: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """``(1 - u)(J - J_lower) >= 0`` and ``(1 + u)(J_upper - J) >= 0`` for entries of open sign."""
-    batch, entry, slot = build.places(build.open_entries)
-    lower, upper = build._flat(build.facts.entries)
-    unit = _inverse((upper - lower)[batch, entry])
-    rows = jacobian.transpose(1, 2)[batch, entry]
-    found = []
-    variable = torch.arange(1, 1 + build.inputs, device=build.device).expand(build.batch, -1)
-    for side, end, kind in ((-1.0, lower, _BELOW), (1.0, upper, _ABOVE)):
-        factor, ones = build.zeros(build.inputs, build.size), build.zeros(build.inputs)
-        distance = -side * rows
-        distance[:, 0] += side * end[batch, entry]
-        factor[batch, slot] = distance * unit.unsqueeze(1)
-        ones[batch, slot] = 1.0
-        found.append((torch.full_like(variable, kind), variable, side * ones, ones, factor))
+def _open_activations(
+    graph: Graph, facts: Facts
+) -> dict[int, tuple[int, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """First neuron, slope and cotangent intervals of the activations that have a cotangent."""
+    found, first = {}, 0
+    for node in graph.activation_nodes:
+        if node in facts.cotangents:
+            found[node] = (first, _flat(facts.slopes[node]), _flat(facts.cotangents[node]))
+        first += graph.nodes[node].shape.numel()
     return found
 
 
-def _inverse(width: Tensor) -> Tensor:
-    """``1 / width``, 1 where that would overflow."""
-    usable = width > 1e-150
-    return torch.where(usable, 1 / torch.where(usable, width, 1.0), 1.0)
+def _signs(facts: Facts, norm: str) -> tuple[Tensor, Tensor]:
+    """Sign with which each entry counts, and whether it has a variable, each [B, D]."""
+    lower, upper = (end.expand(len(facts.rows), -1) for end in _flat(facts.entries))
+    if norm == "2":  # the sign of an entry does not tell its share of the ball
+        sign, is_free = torch.zeros_like(lower), torch.ones_like(lower, dtype=torch.bool)
+    else:
+        sign = torch.where(lower >= 0, 1.0, torch.where(upper <= 0, -1.0, 0.0)).double()
+        if facts.entry_sign is not None:
+            given = facts.entry_sign.flatten(1).double()
+            sign = torch.where(given != 0, given, sign)
+        is_free = sign == 0
+    if facts.counted is not None:
+        sign, is_free = sign * facts.counted.to(sign), is_free & facts.counted.bool()
+    return sign, is_free

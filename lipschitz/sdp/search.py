@@ -4,8 +4,8 @@ A linear bound of a subdomain costs microseconds and is off by factors near the 
 costs milliseconds to seconds and is nearly exact. This search splits few subdomains and solves a
 program for each; :mod:`lipschitz.sdp.portfolio` divides the time between it and linear bounds.
 
-The program also says what to split: the multiplier ``d_i`` is what the bound pays for not knowing
-``y_i``, and the first moment how much of that is open, so the score is ``d_i (1 - E[y_i]^2)``.
+The program also says what to split: a multiplier is what the bound pays for not knowing a variable,
+and the mean of the vectors how much of that is open.
 
 Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
 """
@@ -18,20 +18,19 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lipschitz.native.crown import RootBounds
 from lipschitz.native.interval import Interval
 from lipschitz.native.search import NativeSearch
-from lipschitz.sdp.boxes import Solved, solve_boxes
-from lipschitz.sdp.constraints import group_of
-from lipschitz.sdp.interior_point import SolveOptions
+from lipschitz.sdp.boxes import Effort, Solved, seconds_per_program, solve_boxes, warm_starts
 from lipschitz.sdp.program import Facts
-from lipschitz.sdp.recovery import points_to_try
-from lipschitz.sdp.warm import WarmStarts
+from lipschitz.sdp.recovery import paid, points_to_try
 from lipschitz.search_types import Report
 from lipschitz.subdomains import Subdomains, concatenate
 
-# A program is solved to this relative gap: what it decides is only where to look closer.
+# A program is solved to this relative gap, or for so many sweeps: what it decides is only where to
+# look closer, and its children go on from where it ends.
 _TOLERANCE = 3e-3
-_ITERATIONS = 30
+_SWEEPS, _COLD_SWEEPS = 12, 48
 # Seconds of programs per round, so that the search keeps watching its limits.
 _ROUND_SECONDS = 0.5
 _AT_ONCE = 32
@@ -56,16 +55,16 @@ class ProgramSearch:
 
     Args:
         native: Bounds and splits by linear relaxation; the programs start from its intervals.
+        root: The bounds of the whole box.
         deadline: ``time.monotonic()`` after which no program is begun or continued.
     """
 
-    def __init__(self, native: NativeSearch, deadline: float) -> None:
+    def __init__(self, native: NativeSearch, root: RootBounds, deadline: float) -> None:
         self.native, self.deadline = native, deadline
         self.problem, self.layout = native.problem, native.layout
-        self.seconds_per_program = 0.0
-        self.solved = 0
-        inputs = self.problem.centre.numel()
-        self.starts = WarmStarts(inputs, self.layout.total, self.problem.rows)
+        self.seconds_per_program = seconds_per_program(self.problem, root)
+        self.solved, self.inputs = 0, self.problem.centre.numel()
+        self.starts = warm_starts(self.problem, root)
 
     def root(self) -> ProgrammedSubdomains:
         """One subdomain per row of the problem: the whole box."""
@@ -96,19 +95,20 @@ class ProgramSearch:
 
         Args:
             subdomains: What has reached the top.
-            threshold: A program whose bound falls below this is not continued.
+            threshold: What is below this needs no program.
         """
         ordered = subdomains.take(subdomains.upper_bound.argsort(descending=True))
         count = self._affordable()
         first, rest = ordered.take(slice(count)), ordered.take(slice(count, None))
         ready = first.solved | (first.choice < 0)
-        if bool(ready.all()) or time.monotonic() > self.deadline:
+        late = time.monotonic() + self.seconds_per_program > self.deadline
+        if bool(ready.all()) or late:
             nothing = subdomains.row[:0]
             points = self.problem.centre[None][:0]
             return Report(first, points, nothing, postponed=rest)
         report = self.native.refine(first.take(~ready), threshold)
         open_ = report.subdomains
-        solved, points, rows = self._solve(open_.take(open_.upper_bound > threshold), threshold)
+        solved, points, rows = self._solve(open_.take(open_.upper_bound > threshold))
         done = open_.take(open_.upper_bound <= threshold)
         return Report(
             first.take(ready),
@@ -121,8 +121,6 @@ class ProgramSearch:
 
     def _affordable(self) -> int:
         """How many programs fit into a round."""
-        if self.seconds_per_program == 0:
-            return 1
         return max(1, min(_AT_ONCE, int(_ROUND_SECONDS / self.seconds_per_program)))
 
     def facts(self, subdomains: Subdomains) -> Facts:
@@ -145,7 +143,7 @@ class ProgramSearch:
         )
 
     def _solve(
-        self, subdomains: ProgrammedSubdomains, threshold: float
+        self, subdomains: ProgrammedSubdomains
     ) -> tuple[ProgrammedSubdomains, Tensor, Tensor]:
         """Subdomains with their programs' bounds and choices, and points to try with their rows."""
         if not len(subdomains):
@@ -153,43 +151,36 @@ class ProgramSearch:
             return subdomains, nothing, subdomains.row
         begin = time.perf_counter()
         bound = subdomains.upper_bound
-        below = bound.new_full((len(bound),), threshold, dtype=torch.float64)
-        limits = SolveOptions(_TOLERANCE, _ITERATIONS, self.deadline, below)
-        starts = self.starts, subdomains.origin
-        solved = solve_boxes(self.problem, self.facts(subdomains), bound, limits, starts)
-        better = torch.minimum(bound, solved.upper_bound)
+        warm = bool((subdomains.origin >= 0).all())
+        effort = Effort(_TOLERANCE, _SWEEPS if warm else _COLD_SWEEPS, self.deadline)
+        solved = solve_boxes(
+            self.problem, self.facts(subdomains), bound, effort, self.starts, subdomains.origin
+        )
+        better = solved.upper_bound
         seconds = (time.perf_counter() - begin) / len(bound)
-        known = self.seconds_per_program
-        self.seconds_per_program = seconds if known == 0 else known + _LATEST * (seconds - known)
+        self.seconds_per_program += _LATEST * (seconds - self.seconds_per_program)
         self.solved += len(bound)
         best = int(better.argmax())
-        points = points_to_try(self.problem, solved.program, solved.multipliers)
-        points = points[:, best]
+        points = points_to_try(self.problem, solved.sweeps.take(slice(best, best + 1)))[:, 0]
         found = subdomains.having(
             upper_bound=better,
             choice=self._choice(subdomains, solved),
             solved=torch.ones_like(subdomains.solved),
-            origin=self.starts.keep(solved.program, solved.multipliers),
+            origin=self.starts.keep(solved.sweeps),
         )
         return found, points, subdomains.row[best].expand(len(points))
 
     def _choice(self, subdomains: Subdomains, solved: Solved) -> Tensor:
         """The variable whose being unknown costs most, the linear choice if none does, [B]."""
-        program, multipliers = solved.program, solved.multipliers
-        moments = multipliers.moments
-        mean = moments[:, 0] / moments[:, :1, 0].clamp(min=1e-12)
-        paid = multipliers.diagonal[:, group_of(program)]
-        score = paid * (1 - mean.clamp(-1, 1) ** 2)
-        entry = torch.where(program.entry >= 0, self.layout.total + program.entry, -1)
-        if program.ball:  # what a sign leaves open of an entry in the l2 norm is all of its size
-            entry = torch.full_like(entry, -1)
-        constant = entry.new_full((len(entry), 1), -1)
-        variable = torch.cat([constant, entry, program.neuron], 1)
+        sweeps, total = solved.sweeps, self.layout.total
+        score = torch.zeros_like(subdomains.upper_bound)[:, None].repeat(1, total + self.inputs)
+        score[:, sweeps.program.neuron] = paid(sweeps).sum(0).to(score)
+        if sweeps.signs is not None:  # what a sign leaves open in the l2 norm is all of an entry
+            open_ = 1 - sweeps.u[:, 0].square().clamp(max=1)
+            score[:, total:] = (sweeps.signs.box * open_ * sweeps.program.is_free).to(score)
         is_open = self.layout.is_open(subdomains.preact_lower, subdomains.preact_upper)
         every = torch.ones_like(subdomains.entry_sign, dtype=torch.bool)
-        splittable = torch.cat([is_open, every], 1)
-        usable = (variable >= 0) & splittable.gather(1, variable.clamp(min=0))
-        best, place = score.masked_fill(~usable, -torch.inf).max(1)
-        found = variable.gather(1, place.unsqueeze(1))[:, 0]
+        splittable = torch.cat([is_open, every], 1) & (score > 0)
+        best, choice = score.masked_fill(~splittable, -torch.inf).max(1)
         worth = (best > 1e-6 * subdomains.upper_bound) & (subdomains.choice >= 0)
-        return torch.where(worth, found, subdomains.choice)
+        return torch.where(worth, choice, subdomains.choice)

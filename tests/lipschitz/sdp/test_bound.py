@@ -2,20 +2,21 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import pytest
 import torch
 from cases import CASES, REFERENCE, REFERENCES, Case
 from oracles import jacobians, points_in_box
+from torch import Tensor
 
 import lipschitz.sdp.bound as bound_module
 import main
 from lipschitz import local_lipschitz
 from lipschitz.native.alpha import native_alpha
-from lipschitz.problem import INTERRUPTED, TIMEOUT, make_problem
+from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem, make_problem
 from lipschitz.sdp.bound import SdpOptions, sdp_bounds
-from lipschitz.sdp.boxes import BoxSolver, root_facts
-from lipschitz.sdp.certificate import certified_bound
+from lipschitz.sdp.boxes import Effort, Solved, root_facts, solve_boxes, warm_starts
 from lipschitz.sdp.recovery import points_to_try
 from lipschitz.tracing import build_graph
 from utils import run_cli
@@ -40,7 +41,7 @@ def reference_problem(file: str, eps: float, dtype=torch.float64):
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_between_true_gradients_and_the_linear_bound(case: Case, dtype, norm):
     problem = problem_of(case, 0.7, dtype, norm)
-    outcome = sdp_bounds(problem, SdpOptions(timeout=5, iterations=15))
+    outcome = sdp_bounds(problem, SdpOptions(timeout=5, sweeps=15))
     gradients = jacobians(case.model(dtype), points_in_box(problem.lower, problem.upper, 200))
     gradients = gradients.flatten(2)
     true = (gradients.norm(dim=2) if norm == "2" else gradients.abs().sum(2)).amax(0)
@@ -120,42 +121,42 @@ def test_only_inputs_that_count_are_summed():
     assert float(bounds.max()) < float(sdp_bounds(every).class_upper_bounds.max())
 
 
-def test_step_by_step_and_in_batches_meet(monkeypatch):
+def solved_at_root(problem: LocalProblem, rows: Tensor, sweeps: int) -> Solved:
+    """Programs of the whole box, from a cold start."""
+    root = native_alpha(problem)
+    starts, nothing = warm_starts(problem, root), torch.full_like(rows, -1)
+    facts, known = root_facts(problem, root, rows), root.class_upper_bounds[rows]
+    with torch.no_grad():
+        return solve_boxes(problem, facts, known, Effort(1e-6, sweeps), starts, nothing)
+
+
+def test_alone_and_in_batches_meet(monkeypatch):
     problem, _ = reference_problem("simple_mlp_3layer_32", 0.05)
     in_batches = sdp_bounds(problem, SdpOptions(timeout=30)).class_upper_bounds.max()
-    monkeypatch.setattr(bound_module, "LARGEST_IN_BATCH", 0)
-    step_by_step = sdp_bounds(problem, SdpOptions(timeout=30)).class_upper_bounds.max()
-    assert float(step_by_step) == pytest.approx(float(in_batches), rel=2e-3)
+    monkeypatch.setattr(bound_module, "_LONG", 0.0)
+    alone = sdp_bounds(problem, SdpOptions(timeout=30)).class_upper_bounds.max()
+    assert float(alone) == pytest.approx(float(in_batches), rel=2e-3)
 
 
-def test_a_program_may_be_stopped_after_any_step():
+def test_a_program_may_be_stopped_after_any_sweep():
     problem, reference = reference_problem("simple_mlp_3layer_16", 0.2)
-    root = native_alpha(problem)
-    row = root.class_upper_bounds.argmax()[None]
-    solver = BoxSolver(problem, root_facts(problem, root, row), root.class_upper_bounds[row])
-    before = float(solver.upper_bound)
-    with torch.no_grad():
-        for _ in range(12):
-            solver.step()
-            now = float(solver.upper_bound)
-            assert reference.exact * 0.5 < now <= before
-            before = now
-        solved = solver.solved
-    assert float(certified_bound(solved.program, solved.multipliers)) >= 22
+    linear = native_alpha(problem).class_upper_bounds
+    row = linear.argmax()[None]
+    bounds = [
+        float(solved_at_root(problem, row, sweeps).upper_bound) for sweeps in (0, 1, 30, 100, 400)
+    ]
+    for before, after in pairwise([float(linear.max()), *bounds]):
+        assert reference.exact * 0.5 < after <= before * (1 + 1e-9)
+    assert bounds[-1] < bounds[0] < float(linear.max())
+    assert bounds[-1] >= 22
 
 
 def test_points_read_off_a_solution_lie_in_the_box():
     for case in CASES:
         problem = problem_of(case, 0.5)
-        root = native_alpha(problem)
-        rows = torch.arange(len(problem.rows))
+        solved = solved_at_root(problem, torch.arange(len(problem.rows))[:1], 5)
         with torch.no_grad():
-            solver = BoxSolver(
-                problem, root_facts(problem, root, rows[:1]), root.class_upper_bounds[:1]
-            )
-            solver.step()
-            solved = solver.solved
-            points = points_to_try(problem, solved.program, solved.multipliers)
+            points = points_to_try(problem, solved.sweeps)
         assert points.shape[1:] == (1, *case.input_shape)
         assert (points >= problem.lower).all()
         assert (points <= problem.upper).all()

@@ -1,6 +1,11 @@
-"""The program against the network: every point of the box is a feasible point of the program."""
+"""The program against the network: every point of the box is a feasible point of the program.
+
+Tested through the matrix that is certified: ``sum of d - y . Z y`` is the norm at true variables y
+if all multipliers are 0, and each multiplier adds something that is not negative.
+"""
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,80 +17,168 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
 from lipschitz.problem import LocalProblem, make_problem
 from lipschitz.sdp.boxes import root_facts
+from lipschitz.sdp.dual import DualMatrix, Multipliers, dual_matrix
 from lipschitz.sdp.program import Facts, Program, build_program
 from lipschitz.tracing import build_graph
 
 SLACK = 1e-9
+FAMILIES = ("entry", "neuron", "product", "below", "above")
+MOST_UNITS = 30
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 def problem_of(model: nn.Module, x: Tensor, eps: float | Tensor) -> LocalProblem:
     return make_problem(build_graph(model, x.shape), x, eps)
 
 
+@torch.enable_grad()
+def autograd_jacobians(model: nn.Module, points: Tensor) -> Tensor:
+    return jacobians(model, points)
+
+
 def facts_of(problem: LocalProblem) -> Facts:
     return root_facts(problem, native_crown(problem), torch.arange(len(problem.rows)))
 
 
-def true_variables(problem: LocalProblem, facts: Facts, program: Program, x: Tensor, u: Tensor):
-    """y = (1, u, t) of a point, [B, N]; the t one after the other, since g depends on earlier ones.
+def program_of(problem: LocalProblem, facts: Facts, norm: str = "inf") -> Program:
+    return build_program(problem.graph.double, facts, norm)
 
-    Args:
-        u: Values of the entries' variables, [B, inputs].
+
+def true_variables(
+    problem: LocalProblem, facts: Facts, program: Program, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z of a point, [B, M], and the Jacobian that its t stand for, [B, D].
+
+    The t come one layer after the other, since g depends on earlier ones.
     """
     graph, batch = problem.graph, len(program)
     values = graph.values(x[None])
-    slopes, lower, upper = [], [], []
-    for a in graph.activation_nodes:
+    thetas = [x.new_zeros(batch, 0)]
+    for a, places in program.places.items():
         node = graph.nodes[a]
-        slopes.append(node.activation.slope(values[node.parents[0]], None).flatten(1))
-        lower.append(facts.slopes[a].lower.flatten(1))
-        upper.append(facts.slopes[a].upper.flatten(1))
-    y = torch.zeros(batch, program.size, dtype=torch.float64)
-    y[:, 0], y[:, 1 : 1 + program.inputs] = 1, u
-    if not slopes:
-        return y
-    slope, lower, upper = (
-        torch.cat([p.expand(batch, -1) for p in parts], 1) for parts in (slopes, lower, upper)
-    )
-    for k in range(program.neuron.shape[1]):
-        used = (program.neuron[:, k] >= 0) & (program.t_scale[:, k] > 0)
-        b = used.nonzero()[:, 0]
-        n = program.neuron[b, k]
-        theta = (slope[b, n] - lower[b, n]) / (upper[b, n] - lower[b, n])
-        t = theta * (program.cotangent[b, k] * y[b]).sum(1)
-        y[b, 1 + program.inputs + k] = (t - program.t_shift[b, k]) / program.t_scale[b, k]
+        slope = node.activation.slope(values[node.parents[0]], None).flatten(1)
+        lower = facts.slopes[a].lower.flatten(1)
+        thetas.append((slope - lower).expand(batch, -1)[:, places])
+    theta = torch.cat(thetas, 1) / torch.where(program.is_open, program.gap, 1.0)
+    theta, z = theta * program.is_open, torch.zeros_like(theta)
+
+    def between(part: slice, g: Tensor) -> Tensor:
+        t = theta[:, part] * g[:, 0]
+        scale = torch.where(program.is_open, program.radius, 1.0)[:, part]
+        z[:, part] = (t - program.centre[:, part]) / scale
+        return t.unsqueeze(1)
+
+    jacobian = program.pull_back(program.rows.unsqueeze(1), between)[:, 0]
+    return z, jacobian
+
+
+def laid_out(program: Program, u: Tensor, z: Tensor) -> Tensor:
+    """y = (1, u, z), [B, N]: for each program what has a variable there, in its order.
+
+    Args:
+        u: [B, D].
+        z: [B, M].
+    """
+    inputs, neurons = (int(m.sum(1).max()) for m in (program.is_free, program.is_open))
+    y = torch.zeros(len(program), 1 + inputs + neurons, dtype=torch.float64)
+    y[:, 0] = 1
+    for first, mask, value in ((1, program.is_free, u), (1 + inputs, program.is_open, z)):
+        b, i = mask.nonzero(as_tuple=True)
+        y[b, first + (mask.cumsum(1) - 1)[b, i]] = value[b, i]
     return y
 
 
-def violation(program: Program, y: Tensor, ball: bool) -> float:
-    """By how much y breaks what the program says of it."""
-    u, t = y[:, 1 : 1 + program.inputs], y[:, 1 + program.inputs :]
-    found = [t.abs() - 1, u.square().sum(1) - 1 if ball else u.abs() - 1]
-    first = program.scale * y.gather(1, program.variable) + program.shift
-    found.append(-first * (program.factor * y.unsqueeze(1)).sum(2))
-    return max((float(f.amax()) for f in found if f.numel()), default=-1.0)
+def best_u(jacobian: Tensor, norm: str) -> Tensor:
+    """The u at which the norm is attained."""
+    if norm == "2":
+        return jacobian / jacobian.norm(dim=1).clamp(min=1e-300)[:, None]
+    return jacobian.sign()
+
+
+def no_multipliers(program: Program) -> Multipliers:
+    entry = program.sign[:, :1] if program.ball else program.sign
+    shapes = (program.sign[:, 0], entry, program.gap, program.gap, program.sign, program.sign)
+    return Multipliers(*(torch.zeros_like(part) for part in shapes))
+
+
+def used(program: Program, family: str) -> Tensor:
+    """Which multipliers of a family belong to a variable."""
+    if family == "entry" and program.ball:
+        return program.is_free.any(1, keepdim=True)
+    return program.is_open if family in ("neuron", "product") else program.is_free
+
+
+def trials(program: Program, norm: str) -> list[tuple[Program, Tensor, Multipliers]]:
+    """Multipliers of a single family: random ones of every program, and single ones of the first.
+
+    Each comes with the programs that it belongs to and their numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    nothing, every, found = no_multipliers(program), torch.arange(len(program)), []
+    for family in FAMILIES:
+        mask = used(program, family)
+        if (norm == "2" and family in ("below", "above")) or not mask.any():
+            continue
+        for _ in range(2):
+            noise = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
+            part = dataclasses.replace(nothing, **{family: noise**4 * mask})
+            found.append((program, every, part))
+        single = mask[0].nonzero()[:, 0]
+        single = single[torch.randperm(len(single), generator=generator)[:MOST_UNITS]]
+        if len(single):
+            first = torch.zeros_like(single)
+            units = torch.nn.functional.one_hot(single, mask.shape[1]).double()
+            part = dataclasses.replace(nothing.take(first), **{family: units})
+            found.append((program.take(first), first, part))
+    return found
+
+
+class Tried:
+    """The programs with the matrices Z of the multipliers to try."""
+
+    def __init__(self, program: Program, norm: str) -> None:
+        self.program = program
+        self.plain = dual_matrix(program, no_multipliers(program))
+        self.others = [
+            (some, numbers, dual_matrix(some, multipliers))
+            for some, numbers, multipliers in trials(program, norm)
+        ]
+
+    def norms(self, u: Tensor, z: Tensor) -> Tensor:
+        """What is said about the norm without multipliers, [B]."""
+        return value(self.plain, laid_out(self.program, u, z))
+
+    def violation(self, u: Tensor, z: Tensor) -> float:
+        """The largest part of the norm that multipliers take away."""
+        base, worst = self.norms(u, z), 0.0
+        for some, numbers, dual in self.others:
+            added = value(dual, laid_out(some, u[numbers], z[numbers])) - base[numbers]
+            worst = max(worst, float((-added / (1 + base[numbers].abs())).max()))
+        return worst
+
+
+def value(dual: DualMatrix, y: Tensor) -> Tensor:
+    """``sum of d - y . Z y``, [B]."""
+    return dual.total - torch.einsum("bi,bij,bj->b", y, dual.matrix, y)
 
 
 def compared(problem: LocalProblem, facts: Facts, model: nn.Module, norm: str):
-    """Largest violation of the constraints and error of the objective over points of the box."""
-    with torch.no_grad():
-        program = build_program(problem.graph.double, facts, norm)
-    worst = error = 0.0
+    """Largest violation of the constraints and error of the norm over points of the box."""
+    program = program_of(problem, facts, norm)
+    tried, worst, error = Tried(program, norm), 0.0, 0.0
     for x in points_in_box(problem.lower, problem.upper, 12):
-        jacobian = jacobians(model, x[None])[0].flatten(1)[: len(program)]
+        jacobian = autograd_jacobians(model, x[None])[0].flatten(1)[: len(program)]
         norms = jacobian.norm(dim=1) if norm == "2" else jacobian.abs().sum(1)
-        if norm == "2":
-            u = jacobian / norms.clamp(min=1e-300)[:, None]
-        else:
-            is_open = (facts.entries.lower < 0) & (facts.entries.upper > 0)
-            is_open = is_open.flatten(1).expand(len(program), -1)
-            u = torch.zeros(len(program), program.inputs, dtype=torch.float64)
-            b, i = is_open.nonzero(as_tuple=True)
-            u[b, (is_open.cumsum(1) - 1)[b, i]] = jacobian.sign()[b, i]
-        y = true_variables(problem, facts, program, x, u)
-        value = (y.unsqueeze(1) @ program.objective @ y.unsqueeze(2)).detach().flatten()
-        worst = max(worst, violation(program, y, norm == "2"))
-        error = max(error, float(((value - norms).abs() / (1 + norms)).max()))
+        z, own = true_variables(problem, facts, program, x)
+        assert torch.allclose(own, jacobian, rtol=1e-9, atol=1e-9)
+        u = best_u(jacobian, norm)
+        error = max(error, float(((tried.norms(u, z) - norms).abs() / (1 + norms)).max()))
+        worst = max(worst, tried.violation(u, z))
     return worst, error
 
 
@@ -118,26 +211,51 @@ def test_a_sign_fixed_by_a_split_counts_the_entry_with_it():
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(-1, 2, facts.entries.lower.shape, generator=generator).double()
     split = dataclasses.replace(facts, entry_sign=sign)
-    program = build_program(problem.graph.double, split)
-    assert program.inputs < build_program(problem.graph.double, facts).inputs
+    program = program_of(problem, split)
+    assert (program.sizes < program_of(problem, facts).sizes).all()
     known = torch.where(facts.entries.lower >= 0, 1.0, facts.entries.upper.le(0) * -1.0)
     counted = torch.where(sign != 0, sign, known.double())
+    tried = Tried(program, "inf")
     for x in points_in_box(problem.lower, problem.upper, 12):
-        jacobian = jacobians(case.model(), x[None])[0]
-        u = torch.zeros(len(program), program.inputs, dtype=torch.float64)
-        b, i = (counted == 0).nonzero(as_tuple=True)
-        u[b, ((counted == 0).cumsum(1) - 1)[b, i]] = jacobian.sign()[b, i]
-        y = true_variables(problem, split, program, x, u)
-        value = (y.unsqueeze(1) @ program.objective @ y.unsqueeze(2)).detach().flatten()
+        jacobian = autograd_jacobians(case.model(), x[None])[0]
+        z, _ = true_variables(problem, split, program, x)
         expected = torch.where(counted == 0, jacobian.abs(), counted * jacobian).sum(1)
-        assert value == pytest.approx(expected, rel=1e-9, abs=1e-9)
-        assert violation(program, y, False) <= SLACK
+        assert tried.norms(jacobian.sign(), z) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert tried.violation(jacobian.sign(), z) <= SLACK
 
 
 def test_without_open_slopes_or_entries_nothing_is_left_to_relax():
     model = mlp(3, 4, 2).double().eval()
     problem = problem_of(model, torch.full((3,), 0.5, dtype=torch.float64), 0.0)
-    program = build_program(problem.graph.double, facts_of(problem))
-    assert (program.size, program.products, program.inputs) == (1, 0, 0)
-    true = jacobians(model, problem.centre[None])[0].abs().sum(1)
-    assert program.objective[:, 0, 0].tolist() == pytest.approx(true.tolist())
+    program = program_of(problem, facts_of(problem))
+    dual = dual_matrix(program, no_multipliers(program))
+    assert program.sizes.tolist() == [1, 1]
+    assert dual.matrix.shape == (2, 1, 1)
+    assert dual.trace.tolist() == [1, 1]
+    true = autograd_jacobians(model, problem.centre[None])[0].abs().sum(1)
+    assert (-dual.matrix[:, 0, 0]).tolist() == pytest.approx(true.tolist())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_forward_is_the_adjoint_of_backward(case: Case):
+    """``J . j + g . p = t . w`` for any t, where w is how much the t count for (j, p)."""
+    problem = problem_of(case.model(), case.point(), 1.0)
+    program, generator = program_of(problem, facts_of(problem)), torch.Generator().manual_seed(0)
+    shapes = [(len(program), 3, n) for n in (len(program.neuron), program.sign.shape[1])]
+    t, p, j = (torch.randn(shapes[i], generator=generator, dtype=torch.float64) for i in (0, 0, 1))
+    g, counts = torch.zeros_like(t), torch.zeros_like(t)
+
+    def between(part: slice, found: Tensor) -> Tensor:
+        g[:, :, part] = found
+        return t[:, :, part]
+
+    def weighted(part: slice, h: Tensor) -> Tensor:
+        counts[:, :, part] = h * program.gap[:, part].unsqueeze(1)
+        return p[:, :, part]
+
+    start = torch.zeros(len(program), 3, program.rows.shape[1], dtype=torch.float64)
+    jacobian = program.pull_back(start, between)
+    program.push_forward(j, weighted)
+    left, right = (jacobian * j).sum(2) + (g * p).sum(2), (t * counts).sum(2)
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+    assert case.name == "affine" or (right.abs() > 1e-6).any()

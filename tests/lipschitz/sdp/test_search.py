@@ -247,8 +247,9 @@ def test_too_little_time_stays_certified(medium, timeout):
 
 
 def searches(problem, **options):
-    native = NativeSearch(problem, native_crown(problem), chooser("sign"))
-    programs = ProgramSearch(native, float("inf"))
+    root = native_crown(problem)
+    native = NativeSearch(problem, root, chooser("sign"))
+    programs = ProgramSearch(native, root, float("inf"))
     return Portfolio(programs, native, 0.0, None, end=float("inf"), **options)
 
 

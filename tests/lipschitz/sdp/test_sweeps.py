@@ -1,12 +1,14 @@
-"""The solver against an established one, on its own matrices and on formulas written down anew."""
+"""The sweeps against an established solver, on their own matrices and on formulas written anew."""
 
 import dataclasses
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from cases import CASES, REFERENCES, mlp
+from torch import Tensor
 
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
@@ -14,37 +16,54 @@ from lipschitz.native.interval import Interval
 from lipschitz.problem import make_problem
 from lipschitz.sdp.boxes import root_facts
 from lipschitz.sdp.certificate import certified_bound
-from lipschitz.sdp.constraints import group_of
-from lipschitz.sdp.interior_point import SolveOptions, solve
+from lipschitz.sdp.dual import Multipliers, dual_matrix
 from lipschitz.sdp.program import Facts, Program, build_program
+from lipschitz.sdp.sweeps import Sweeps, rank_for
 from lipschitz.tracing import build_graph
 
-PRECISE = SolveOptions(tolerance=1e-6, iterations=80)
+MANY = 400
+
+
+def swept(program: Program, count: int, deadline: float | None = None) -> Sweeps:
+    """Vectors after so many sweeps from a cold start."""
+    with torch.no_grad():
+        sweeps = Sweeps(program, rank_for(int(program.sizes.max())))
+        sweeps.go_on(count, deadline)
+    return sweeps
+
+
+def bounds_of(program: Program, count: int = MANY) -> Tensor:
+    """Certified bounds after so many sweeps."""
+    return certified_bound(program, swept(program, count).multipliers())
 
 
 def solver_of(cvxpy):
     return "CLARABEL" if "CLARABEL" in cvxpy.installed_solvers() else "SCS"
 
 
-def solved_by_cvxpy(program: Program, b: int) -> float:
-    """Optimum of one program from its matrices."""
+def solved_by_cvxpy(program: Program) -> float:
+    """Optimum of a single program from the matrices of its unit multipliers."""
     cvxpy = pytest.importorskip("cvxpy")
-    moments = cvxpy.Variable((program.size, program.size), PSD=True)
-    group = group_of(program).numpy()
-    diagonal = cvxpy.diag(moments)
-    groups = [np.flatnonzero(group == g) for g in range(1, group.max() + 1)]
-    limits = [cvxpy.sum(diagonal[members]) <= 1 for members in groups]
-    limits.append(moments[0, 0] == 1)
-    for k in range(program.products):
-        first = np.zeros(program.size)
-        first[int(program.variable[b, k])] = float(program.scale[b, k])
-        first[0] += float(program.shift[b, k])
-        limits.append(first @ moments @ program.factor[b, k].numpy() >= 0)
-    objective = cvxpy.Maximize(cvxpy.sum(cvxpy.multiply(program.objective[b].numpy(), moments)))
+    entry = program.sign[:, :1] if program.ball else program.sign
+    shapes = (program.sign[:, 0], entry, program.gap, program.gap, program.sign, program.sign)
+    nothing = Multipliers(*(torch.zeros_like(part) for part in shapes))
+    plain = dual_matrix(program, nothing).matrix[0]
+    moments = cvxpy.Variable(plain.shape, PSD=True)
+    limits = [moments[0, 0] == 1]
+    for name in ("entry", "neuron", "product", "below", "above"):
+        for k in range(getattr(nothing, name).shape[1]):
+            unit = torch.zeros_like(getattr(nothing, name))
+            unit[:, k] = 1
+            dual = dual_matrix(program, dataclasses.replace(nothing, **{name: unit}))
+            form = (dual.matrix[0] - plain).numpy()
+            if not form.any() or (program.ball and name in ("below", "above")):
+                continue
+            limits.append(cvxpy.sum(cvxpy.multiply(form, moments)) <= float(dual.total))
+    objective = cvxpy.Maximize(-cvxpy.sum(cvxpy.multiply(plain.numpy(), moments)))
     return float(cvxpy.Problem(objective, limits).solve(solver=solver_of(cvxpy)))
 
 
-def program_of(model, x, eps, norm: str = "inf"):
+def program_of(model, x, eps, norm: str = "inf") -> tuple[Program, Tensor]:
     """Programs of all outputs and their linear bounds."""
     problem = make_problem(build_graph(model, x.shape), x, eps, norm=norm, outputs="each")
     root = native_crown(problem)
@@ -57,10 +76,9 @@ def program_of(model, x, eps, norm: str = "inf"):
 @pytest.mark.parametrize("name", ["mlp3", "leaky_relu", "residual_from_input"])
 def test_agrees_with_an_established_solver(name, norm):
     case = next(c for c in CASES if c.name == name)
-    program, linear = program_of(case.model(), case.point(), 1.0, norm)
-    bound = certified_bound(program, solve(program, linear, PRECISE))
-    optimum = solved_by_cvxpy(program, 0)
-    assert float(bound[0]) == pytest.approx(optimum, rel=1e-3)
+    program, _ = program_of(case.model(), case.point(), 1.0, norm)
+    program = program.take(torch.tensor([0]))
+    assert bounds_of(program).item() == pytest.approx(solved_by_cvxpy(program), rel=1e-3)
 
 
 def interval_facts(weights, biases, lower, upper, row):
@@ -145,10 +163,11 @@ def test_agrees_with_the_formulas_written_down_anew(sizes, norm):
     )
     with torch.no_grad():
         program = build_program(problem.graph.double, facts, norm)
-    scale = torch.tensor([np.maximum(*map(np.abs, entries)).sum()])
-    bound = float(certified_bound(program, solve(program, scale, PRECISE))[0])
+    sweeps = swept(program, MANY)
+    bound = certified_bound(program, sweeps.multipliers()).item()
     anew = written_down_anew(weights, slopes, cotangents, entries, row, norm == "2")
     assert bound == pytest.approx(anew, rel=1e-3)
+    assert sweeps.value.item() == pytest.approx(anew, rel=1e-3)
 
 
 def _parameters(model):
@@ -156,25 +175,42 @@ def _parameters(model):
     return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
 
-# --- steps --------------------------------------------------------------------------------------
+# --- sweeps -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
-def test_more_steps_are_never_worse(norm):
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_vectors_value_is_below_what_is_certified(case, norm):
+    program, _ = program_of(case.model(), case.point(), 1.0, norm)
+    for working in (program, program.to(torch.float32)):
+        for count in (0, 3, 60):
+            sweeps = swept(working, count)
+            bound = certified_bound(program, sweeps.multipliers())
+            slack = 1e-4 if working is not program else 1e-5
+            assert (sweeps.value.double() <= bound * (1 + slack) + 1e-9).all()
+    assert (bound <= sweeps.value.double() * 1.5 + 1e-6).all()  # sweeps may cycle
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_more_sweeps_are_hardly_ever_worse(norm):
     reference = REFERENCES[2]
-    program, linear = program_of(reference.model(), reference.point(), reference.eps, norm)
-    seen = []
-    solve(program, linear, SolveOptions(iterations=25), lambda values: seen.append(values.clone()))
-    assert len(seen) > 5
-    for before, after in pairwise(seen):
-        assert (after <= before).all()
-    bounds = [
-        certified_bound(program, solve(program, linear, SolveOptions(iterations=n)))
-        for n in (0, 1, 2, 5, 10, 25)
-    ]
-    for before, after in pairwise(bounds):
-        assert (after <= before * (1 + 1e-9)).all()
-    assert (bounds[-1] < 0.8 * bounds[0]).all()
+    program, _ = program_of(reference.model(), reference.point(), reference.eps, norm)
+    counts = (1, 4, 16, 64, 256)
+    sweeps = swept(program, 0)
+    values, bounds = [], []
+    with torch.no_grad():
+        for before, after in pairwise((0, *counts)):
+            sweeps.go_on(after - before)
+            values.append(sweeps.value.clone())
+            bounds.append(certified_bound(program, sweeps.multipliers()))
+    assert sweeps.done == counts[-1]
+    for before, after in pairwise(values):
+        assert (after >= before * (1 - 1e-2)).all()
+    for before, after in pairwise(bounds[1:]):
+        assert (after <= before * (1 + 1e-2)).all()
+    assert (bounds[-1] < 0.97 * bounds[0]).all()
+    assert bounds[-1].sum() < 0.9 * bounds[0].sum()
+    assert (bounds[-1] <= values[-1] * (1 + 5e-2)).all()
 
 
 def test_a_program_is_solved_alike_alone_and_beside_larger_ones():
@@ -187,40 +223,61 @@ def test_a_program_is_solved_alike_alone_and_beside_larger_ones():
     sign[0], sign[1, :2] = 1, -1  # three programs of three sizes
     with torch.no_grad():
         together = build_program(problem.graph.double, dataclasses.replace(every, entry_sign=sign))
-        bounds = certified_bound(together, solve(together, root.class_upper_bounds, PRECISE))
+        bounds = bounds_of(together)
         for b in range(3):
             facts = root_facts(problem, root, torch.tensor([b]))
             alone = build_program(
                 problem.graph.double, dataclasses.replace(facts, entry_sign=sign[b : b + 1])
             )
-            scale = root.class_upper_bounds[b : b + 1]
-            own = certified_bound(alone, solve(alone, scale, PRECISE))
-            assert float(bounds[b]) == pytest.approx(float(own[0]), rel=1e-4)
-    sizes = (together.entry >= 0).sum(1).tolist()
-    assert len(set(sizes)) == 3
+            assert bounds[b].item() == pytest.approx(bounds_of(alone).item(), rel=1e-3)
+    assert len(set(together.is_free.sum(1).tolist())) == 3
+
+
+def test_some_of_the_programs_go_on_as_they_would_among_all():
+    program, _ = program_of(CASES[1].model(), CASES[1].point(), 1.0)
+    every, which = swept(program, 5), torch.tensor([2, 0])
+    some = every.take(which)
+    before = every.value.clone()
+    with torch.no_grad():
+        some.go_on(5)
+        assert torch.equal(every.value, before)
+        every.go_on(5)
+    torch.testing.assert_close(some.value, every.value[which], rtol=1e-9, atol=0)
+    for own, among in zip(some.multipliers().parts(), every.multipliers().parts(), strict=True):
+        torch.testing.assert_close(own, among[which], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 1e-300, 0.0])
+def test_ends_on_any_coefficients(value, norm):
+    case = CASES[1]
+    program, _ = program_of(case.model(), case.point(), 1.0, norm)
+    rows = program.rows.clone()
+    rows[0] = value
+    spoilt = dataclasses.replace(program, rows=rows)
+    bounds = bounds_of(spoilt, 10)
+    assert not bounds.isnan().any()
+    assert torch.allclose(bounds[1:], bounds_of(program, 10)[1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 0.0])
-def test_ends_on_any_coefficients(value):
-    case = CASES[1]
-    program, linear = program_of(case.model(), case.point(), 1.0)
-    objective = program.objective.clone()
-    objective[0] = value
-    spoilt = dataclasses.replace(program, objective=objective)
-    found = solve(spoilt, linear, SolveOptions(iterations=10))
-    bounds = certified_bound(spoilt, found)
+@pytest.mark.parametrize("name", ["gap", "centre", "radius", "entry_lower", "entry_upper"])
+def test_ends_on_any_intervals(name, value):
+    program, _ = program_of(CASES[1].model(), CASES[1].point(), 1.0)
+    part = getattr(program, name).clone()
+    part[0] = value
+    bounds = bounds_of(dataclasses.replace(program, **{name: part}), 10)
     assert not bounds.isnan().any()
-    usual = certified_bound(program, solve(program, linear, SolveOptions(iterations=10)))
-    assert torch.allclose(bounds[1:], usual[1:], rtol=1e-6)
+    assert torch.allclose(bounds[1:], bounds_of(program, 10)[1:], rtol=1e-6)
 
 
-def test_stops_below_a_value_and_at_the_deadline():
+def test_stops_at_the_deadline():
     reference = REFERENCES[2]
-    program, linear = program_of(reference.model(), reference.point(), reference.eps)
-    steps = []
-    enough = torch.full_like(linear, torch.inf)
-    solve(program, linear, SolveOptions(stop_below=enough), steps.append)
-    assert len(steps) == 1
-    late = solve(program, linear, SolveOptions(deadline=0.0), steps.append)
-    assert len(steps) == 1
-    assert torch.isfinite(certified_bound(program, late)).all()
+    program, _ = program_of(reference.model(), reference.point(), reference.eps)
+    late = swept(program, 10, deadline=0.0)
+    assert late.done == 0
+    assert torch.isfinite(certified_bound(program, late.multipliers())).all()
+    begin = time.monotonic()
+    in_time = swept(program, 10**9, deadline=begin + 0.2)
+    assert time.monotonic() < begin + 5
+    assert 0 < in_time.done < 10**9
