@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from itertools import pairwise
 
 import pytest
@@ -14,11 +15,13 @@ import lipschitz.sdp.bound as bound_module
 import main
 from lipschitz import local_lipschitz
 from lipschitz.native.alpha import native_alpha
+from lipschitz.native.crown import native_crown
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem, make_problem
-from lipschitz.sdp.bound import SdpOptions, sdp_bounds
-from lipschitz.sdp.boxes import Effort, Solved, root_facts, solve_boxes, warm_starts
+from lipschitz.sdp.bound import SdpOptions, sdp_bounds, tightened
+from lipschitz.sdp.boxes import Effort, Solved, largest_size, root_facts, solve_boxes, warm_starts
 from lipschitz.sdp.recovery import points_to_try
 from lipschitz.tracing import build_graph
+from models import build_model
 from utils import run_cli
 
 MLP_16 = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", "16", "--load"]
@@ -160,6 +163,21 @@ def test_points_read_off_a_solution_lie_in_the_box():
         assert points.shape[1:] == (1, *case.input_shape)
         assert (points >= problem.lower).all()
         assert (points <= problem.upper).all()
+
+
+def test_thousands_of_unstable_neurons_are_no_obstacle():
+    torch.manual_seed(0)
+    model = build_model("mnist_cnn_4layer").eval()
+    x = torch.rand(1, 28, 28)
+    problem = make_problem(build_graph(model, x.shape), x, 0.05)
+    problem = dataclasses.replace(problem, rows=problem.rows[:1], row_names=("0",))
+    root = native_crown(problem)
+    assert largest_size(problem, root) > 2048
+    outcome = tightened(problem, root, time.monotonic() + 120, SdpOptions())
+    true = jacobians(model, points_in_box(problem.lower, problem.upper, 50))[:, 0].flatten(1)
+    upper_bound = float(outcome.class_upper_bounds)
+    assert float(true.abs().sum(1).max()) <= upper_bound < 0.8 * float(root.class_upper_bounds)
+    assert float(outcome.found.norms) <= upper_bound
 
 
 # --- limits -------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_the_vectors_value_is_below_what_is_certified(case, norm):
             bound = certified_bound(program, sweeps.multipliers())
             slack = 1e-4 if working is not program else 1e-5
             assert (sweeps.value.double() <= bound * (1 + slack) + 1e-9).all()
-    assert (bound <= sweeps.value.double() * 1.5 + 1e-6).all()  # sweeps may cycle
+    assert (bound <= sweeps.value.double() * 1.1 + 1e-6).all()
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])
@@ -210,7 +210,7 @@ def test_more_sweeps_are_hardly_ever_worse(norm):
         assert (after <= before * (1 + 1e-2)).all()
     assert (bounds[-1] < 0.97 * bounds[0]).all()
     assert bounds[-1].sum() < 0.9 * bounds[0].sum()
-    assert (bounds[-1] <= values[-1] * (1 + 5e-2)).all()
+    assert (bounds[-1] <= values[-1] * (1 + 1e-2)).all()
 
 
 def test_a_program_is_solved_alike_alone_and_beside_larger_ones():

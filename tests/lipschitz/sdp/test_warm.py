@@ -79,7 +79,7 @@ def test_related_programs_begin_better_and_end_at_the_same_value(change):
         cold, warm = bounds_of(other, count), bounds_of(other, count, start)
         assert warm.sum() < cold.sum()
     cold, warm = bounds_of(other, 100), bounds_of(other, 100, start)
-    torch.testing.assert_close(warm, cold, rtol=3e-2, atol=0)
+    torch.testing.assert_close(warm, cold, rtol=1e-2, atol=0)
 
 
 def test_the_same_program_goes_on_where_it_was():
@@ -145,7 +145,7 @@ def test_radii_around_one_point_share_their_solutions():
         problem = problem_at(eps)
         shared = prepared.upper_bounds(problem)
         alone = Prepared(problem.graph, method="sdp").upper_bounds(problem)
-        assert float(shared.max()) == pytest.approx(float(alone.max()), rel=1e-2)
+        assert float(shared.max()) == pytest.approx(float(alone.max()), rel=5e-3)
         with torch.enable_grad():
             gradients = jacobians(model, points_in_box(problem.lower, problem.upper, 200))
         assert bool((shared >= gradients.flatten(2).abs().sum(2).amax(0) * (1 - 1e-9)).all())
