@@ -1,8 +1,8 @@
 """Branch and bound on the native engine: when semidefinite programs take part, and how.
 
 Linear bounds come first, for a moment, since many problems need no more. Then programs enter the
-search (:mod:`lipschitz.sdp.portfolio`), unless they are so large that the time is over before the
-first few are certified.
+search (:mod:`lipschitz.sdp.portfolio`), unless they are so large that the time would be over before
+one of every output is certified.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 import bab
@@ -25,10 +26,9 @@ from lipschitz.search_types import Limits, Progress, SearchResult
 PROGRAMS = ("auto", "always", "never")
 # Share of the time after which programs come.
 _FIRST_LINEAR = 0.02
-# Programs take part if the time is enough for so many.
-_FEWEST_PROGRAMS = 3
 
 
+@torch.no_grad()
 def combined_search(
     problem: LocalProblem,
     root: RootBounds,
@@ -63,7 +63,8 @@ def combined_search(
     try:
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
             return bab.branch_and_bound(bounding, *best, limits, watch)
-        needed = _FEWEST_PROGRAMS * seconds_per_program(problem, root)
+        # The maximum is lower only when all that reach above the lower bound are.
+        needed = int((rows > best[0]).sum()) * seconds_per_program(problem, root)
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
             return bab.branch_and_bound(bounding, *best, limits, watch)
         if programs == "auto":

@@ -118,7 +118,6 @@ def tightened(
     deadline: float,
     options: SdpOptions,
     last: LastSolutions | None = None,
-    found: GradientNorms | None = None,
 ) -> Outcome:
     """What the programs make of linear bounds, see :func:`sdp_bounds`.
 
@@ -128,9 +127,8 @@ def tightened(
         deadline: ``time.monotonic()`` to stop at.
         options: How hard to try until then.
         last: What was solved before with the same network.
-        found: True gradients that are known already; sampled if None.
     """
-    found = found or sample_gradients(problem, Sampling(seed=options.seed))
+    found = sample_gradients(problem, Sampling(seed=options.seed))
     bounding = _Bounding(problem, root, options, deadline, last or LastSolutions(), found)
     status = BOUND
     try:

@@ -66,7 +66,10 @@ class Sweeps:
     Attributes:
         weights: How much each t counts, [B, R, M].
         g, t: The latest vectors, [B, R, M].
-        u, jacobian: The same at the input, [B, R, D].
+        product, box: The multipliers that belong to t, [B, M].
+        u, jacobian: The latest vectors at the input, [B, R, D].
+        signs: The closed form that u is from; None for the l2 norm.
+        done: Sweeps so far.
         value: The norm that the vectors stand for, [B]: a lower bound of the program's optimum, but
             for rounding.
     """
@@ -78,10 +81,7 @@ class Sweeps:
         given = cold_weights(program, rank) if weights is None else weights
         self.weights = given.to(like).expand(shape).clone()
         self.g, self.t = like.new_zeros(shape), like.new_zeros(shape)
-        self.product, self.box = (
-            like.new_zeros(shape[0], shape[2]),
-            like.new_zeros(shape[0], shape[2]),
-        )
+        self.product, self.box = torch.zeros_like(program.gap), torch.zeros_like(program.gap)
         self.done = 0
         self.back()
         self.before = self._multipliers()
