@@ -128,10 +128,14 @@ def root_facts(problem: LocalProblem, root: RootBounds, rows: Tensor) -> Facts:
 
 
 def largest_size(problem: LocalProblem, root: RootBounds) -> int:
-    """N of the problem's programs, if every entry's sign is open."""
+    """N of the problem's largest program, if the cotangent of every open slope may vary."""
     slopes = slope_intervals(problem.graph, root.preacts)
     open_slopes = sum(int((s.lower < s.upper).sum()) for s in slopes.values())
-    return 1 + problem.centre.numel() + open_slopes
+    entries = problem.centre.numel()
+    if problem.norm == "inf":
+        lower, upper = root.norm.entries
+        entries = int(((lower < 0) & (upper > 0)).flatten(1).sum(1).max())
+    return 1 + entries + open_slopes
 
 
 def programs_at_once(problem: LocalProblem, root: RootBounds) -> int:

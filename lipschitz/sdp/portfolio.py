@@ -28,7 +28,8 @@ _FIRST_SHARE = 0.02
 # on MLPs of width 64 and 128 (0.6 to 0.75 for both searches).
 _DECAY = 0.7
 # Neither search gets less than this share of the time, lest an early guess decides: the linear one
-# may be slow to set out, while programs show soon what they can do.
+# may be slow to set out, while programs show soon what they can do. More for programs costs the
+# searches that are linear to the end what little they lose to one without programs.
 _LEAST_SHARES = (0.02, 0.25)
 # The programs go on until this multiple of what the root's have taken, to see what splits gain.
 _AFTER_ROOT = 1.3
