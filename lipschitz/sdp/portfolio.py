@@ -23,14 +23,13 @@ from lipschitz.search_state import SearchState
 from lipschitz.search_types import Progress, SearchResult
 
 # Share of the time that the programs get before the linear search sets out.
-_FIRST_SHARE = 0.02
+_FIRST_SHARE = 0.05
 # What a search gains in a doubling of its time over what it gained in the one before, as measured
 # on MLPs of width 64 and 128 (0.6 to 0.75 for both searches).
 _DECAY = 0.7
 # Neither search gets less than this share of the time, lest an early guess decides: the linear one
-# may be slow to set out, while programs show soon what they can do. More for programs costs the
-# searches that are linear to the end what little they lose to one without programs.
-_LEAST_SHARES = (0.02, 0.25)
+# may be slow to set out, while programs show soon what they can do.
+_LEAST_SHARES = (0.1, 0.25)
 # The programs go on until this multiple of what the root's have taken, to see what splits gain.
 _AFTER_ROOT = 1.3
 _SHORTEST = 1e-3  # seconds
