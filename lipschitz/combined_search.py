@@ -1,8 +1,8 @@
 """Branch and bound on the native engine: when semidefinite programs take part, and how.
 
-Linear bounds come first, for a moment, since many problems need no more. Then programs enter the
-search (:mod:`lipschitz.sdp.portfolio`), unless they are so large that the time would be over before
-one of every output is certified.
+Linear bounds alone come first, for a moment, since many problems need no more. Then the search
+begins anew with programs (:mod:`lipschitz.sdp.search`), unless they are so large that the time
+would be over before one of every output is certified.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from lipschitz.native.crown import RootBounds
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.sdp.boxes import programs_at_once, seconds_per_program
-from lipschitz.sdp.portfolio import Portfolio
 from lipschitz.sdp.search import ProgramSearch
+from lipschitz.search_state import SearchState
 from lipschitz.search_types import Limits, Progress, SearchResult
 
 PROGRAMS = ("auto", "always", "never")
-# Share of the time after which programs come.
-_FIRST_LINEAR = 0.02
+# Share of the time for linear bounds alone. It is doubled, but not beyond the second number, as
+# long as the gap shrinks so fast that it may soon be closed.
+_FIRST_LINEAR, _MOST_LINEAR = 0.01, 0.08
+_FAST = 0.6  # of the gap, left after a doubling of the time
 
 
 @torch.no_grad()
@@ -51,15 +53,6 @@ def combined_search(
     """
     rows = root.class_upper_bounds
     known = SearchResult(float(rows.max()), best[0], rows, best[1], INTERRUPTED, 0, 0)
-    last: list[Progress] = []
-
-    def watch_on(progress: Progress) -> None:
-        """The first search's end is not the end, unless it turns out to be."""
-        if progress.finished:
-            last.append(progress)
-        elif watch is not None:
-            watch(progress)
-
     try:
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
             return bab.branch_and_bound(bounding, *best, limits, watch)
@@ -68,20 +61,68 @@ def combined_search(
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
             return bab.branch_and_bound(bounding, *best, limits, watch)
         if programs == "auto":
-            moment = replace(limits, timeout=_elapsed(limits) + _FIRST_LINEAR * limits.timeout)
-            known = bab.branch_and_bound(bounding, *best, moment, watch_on)
+            known = _linear_first(bounding, best, limits, watch)
             if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
-                if watch is not None:
-                    watch(last[0])
                 return known
-            best = known.lower_bound, known.witness
-        remaining = limits.timeout - _elapsed(limits)
-        search = ProgramSearch(bounding, root, time.monotonic() + remaining)
-        end = time.perf_counter() + remaining
-        state = Portfolio(search, bounding, *best, end=end, linear=programs == "auto", known=known)
-        return bab.branch_and_bound(search, *best, limits, watch, state)
+        deadline = time.monotonic() + limits.timeout - _elapsed(limits)
+        search = ProgramSearch(bounding, root, deadline, always=programs == "always")
+        found = bab.branch_and_bound(
+            search, known.lower_bound, known.witness, limits, _going_on(known, watch)
+        )
+        return replace(
+            found,
+            upper_bound=min(known.upper_bound, found.upper_bound),
+            row_upper_bounds=known.row_upper_bounds.minimum(found.row_upper_bounds),
+            domains=known.domains + found.domains,
+            leaves_checked=known.leaves_checked + found.leaves_checked,
+        )
     except KeyboardInterrupt:  # between two searches
         return replace(known, status=INTERRUPTED)
+
+
+def _linear_first(
+    bounding: NativeSearch,
+    best: tuple[float, Tensor | None],
+    limits: Limits,
+    watch: Callable[[Progress], None] | None,
+) -> SearchResult:
+    """Linear bounds alone, for a moment."""
+    last: list[Progress] = []
+
+    def watch_on(progress: Progress) -> None:
+        """The end of the moment is not that of the search, unless it turns out to be."""
+        if progress.finished:
+            last.append(progress)
+        elif watch is not None:
+            watch(progress)
+
+    state = SearchState(bounding, *best)
+    begin, share, gap = _elapsed(limits), _FIRST_LINEAR, float("inf")
+    while True:
+        moment = replace(limits, timeout=min(begin + share * limits.timeout, limits.timeout))
+        known = bab.branch_and_bound(bounding, *best, moment, watch_on, state)
+        before, gap = gap, known.upper_bound - known.lower_bound
+        if known.status != TIMEOUT or share >= _MOST_LINEAR or gap > _FAST * before:
+            break
+        share *= 2
+    if watch is not None and (known.status != TIMEOUT or _elapsed(limits) >= limits.timeout):
+        watch(last[-1])
+    return known
+
+
+def _going_on(
+    known: SearchResult, watch: Callable[[Progress], None] | None
+) -> Callable[[Progress], None] | None:
+    """A watch on a second search that counts what the first has found."""
+    if watch is None:
+        return None
+
+    def watch_on(progress: Progress) -> None:
+        upper_bound = min(progress.upper_bound, known.upper_bound)
+        domains = progress.domains + known.domains
+        watch(replace(progress, upper_bound=upper_bound, domains=domains))
+
+    return watch_on
 
 
 def _elapsed(limits: Limits) -> float:

@@ -61,7 +61,7 @@ class BranchOptions:
             intervals; 0 leaves them out, None is 8 on the native engine.
         refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
             ``auto``: by cost.
-        sdp: Semidefinite bounds of subdomains: ``auto`` (as long as they gain more than splits),
+        sdp: Semidefinite bounds of subdomains: ``auto`` (where linear bounds lag far behind),
             ``always`` (for every subdomain that is split) or ``never``.
     """
 

@@ -32,11 +32,11 @@ def wanted_slopes(sweeps: Sweeps) -> tuple[Tensor, Tensor]:
     t, g = (torch.einsum("sr,brm->sbm", draw.to(v), v) for v in (sweeps.t, sweeps.g))
     usable = g.abs() > 1e-12
     theta = torch.where(usable, t / torch.where(usable, g, 1.0), 0.5)
-    return theta.nan_to_num(0.5).clamp(0, 1), paid(sweeps).sum(0).nan_to_num()
+    return theta.nan_to_num(0.5).clamp(0, 1), _paid(sweeps).nan_to_num()
 
 
-def paid(sweeps: Sweeps) -> Tensor:
-    """What the bound pays for not knowing each t, by box and by product, [2, B, M].
+def _paid(sweeps: Sweeps) -> Tensor:
+    """What the bound pays for not knowing each t, by box and by product, [B, M].
 
     Both vanish where the mean says that ``theta`` is 0 or 1.
     """
@@ -44,7 +44,7 @@ def paid(sweeps: Sweeps) -> Tensor:
     t, g = sweeps.t[:, 0], sweeps.g[:, 0]
     by_box = sweeps.box * (program.radius**2 - (t - program.centre) ** 2)
     by_product = sweeps.product * t * (g - t)
-    return torch.stack([by_box, by_product]).clamp(min=0)
+    return by_box.clamp(min=0) + by_product.clamp(min=0)
 
 
 def points_to_try(problem: LocalProblem, sweeps: Sweeps) -> Tensor:

@@ -2,6 +2,8 @@
 
 import sys
 import threading
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,13 +15,11 @@ from torch import nn
 
 import lipschitz.combined_search as combined_search
 import lipschitz.sdp.boxes as boxes
-import lipschitz.sdp.portfolio as portfolio
-from bab import branch_and_bound
+import lipschitz.sdp.search as search
 from lipschitz.branching import chooser
 from lipschitz.native.crown import native_crown
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import DOMAIN_LIMIT, EXACT, INTERRUPTED, make_problem
-from lipschitz.sdp.portfolio import Portfolio
 from lipschitz.sdp.search import ProgramSearch
 from lipschitz.search_state import SearchState
 from lipschitz.search_types import Limits
@@ -33,7 +33,7 @@ SLACK = 1e-9
 def _programs_at_once(monkeypatch):
     """Small problems are over before their programs begin; here these begin at once."""
     monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 1e-5)
-    monkeypatch.setattr(portfolio, "_FIRST_SHARE", 5e-4)
+    monkeypatch.setattr(combined_search, "_MOST_LINEAR", 1e-5)
 
 
 def problem_of(seed, sizes=(3, 8, 6, 2), eps=1.5, scale=2.5, activation=nn.ReLU, **options):
@@ -228,12 +228,10 @@ def test_an_interrupt_while_programs_are_prepared_keeps_the_first_search(medium,
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    for where in (ProgramSearch, Portfolio):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, "__init__", interrupt)
-            result = bound_by_branching(problem, BranchOptions(branch="relu", tolerance=1e-9))
-        assert result.status == INTERRUPTED
-        assert is_certified(result, exact)
+    monkeypatch.setattr(ProgramSearch, "__init__", interrupt)
+    result = bound_by_branching(problem, BranchOptions(branch="relu", tolerance=1e-9))
+    assert result.status == INTERRUPTED
+    assert is_certified(result, exact)
 
 
 @pytest.mark.parametrize("timeout", [0, 1e-3, 0.05])
@@ -243,91 +241,29 @@ def test_too_little_time_stays_certified(medium, timeout):
     assert is_certified(bound_by_branching(problem, options), exact)
 
 
-# --- the two searches together ------------------------------------------------------------------
+# --- both kinds of bounds in one search ---------------------------------------------------------
 
 
-def searches(problem, **options):
+def begun(problem, rounds=0, batch=3, **options):
+    """The state of a search with programs after some rounds."""
     root = native_crown(problem)
     native = NativeSearch(problem, root, chooser("sign"))
-    programs = ProgramSearch(native, root, float("inf"))
-    return Portfolio(programs, native, 0.0, None, end=float("inf"), **options)
+    state = SearchState(ProgramSearch(native, root, float("inf"), **options), 0.0, None)
+    for _ in range(rounds):
+        if not state.is_over(0.0):
+            state.round(batch, 0.0)
+    return state
 
 
-def test_the_linear_search_sets_out_from_all_that_is_left(medium):
-    """Nothing open, closed or given up may get lost, for any row."""
+def open_of(state):
+    return state.pool.read(state.pool.strongest(len(state.pool), float("-inf")))
+
+
+def test_every_round_leaves_a_bound_for_every_part_of_the_box(medium):
+    """What waits for its program stays in the pool."""
     _, problem, exact = medium
     with torch.no_grad():
-        state = searches(problem)
-        for _ in range(6):
-            state.by_programs.round(2, 0.0)
-        state.by_programs.fold(3)
-        old = state.by_programs
-        new = state._set_out()
-    assert new.upper_bound == old.upper_bound
-    assert new.folded == old.folded > 0
-    assert len(new.pool) <= len(old.pool)
-    rows = old.result("").row_upper_bounds
-    assert torch.equal(new.result("").row_upper_bounds, rows)
-    assert (rows.numpy() >= exact * (1 - SLACK)).all()
-
-
-def test_a_closed_region_lost_on_the_way_is_caught(medium):
-    """Negative control of the same comparison."""
-    _, problem, exact = medium
-    with torch.no_grad():
-        state = searches(problem)
-        for _ in range(6):
-            state.by_programs.round(2, 0.0)
-        pool = state.by_programs.pool
-        strongest = pool.strongest(len(pool) // 2 + 1, float("-inf"))
-        state.by_programs.close(pool.read(strongest))
-        pool.drop(strongest)
-        assert (state._set_out().result("").row_upper_bounds.numpy() >= exact * (1 - SLACK)).all()
-        state.by_programs.closed_rows.fill_(-torch.inf)
-        assert (state._set_out().result("").row_upper_bounds.numpy() < exact * (1 - SLACK)).any()
-
-
-def test_an_open_region_lost_on_the_way_is_caught(monkeypatch):
-    """Negative control of the whole search: it sets out from half of what is open."""
-    set_out = Portfolio._set_out
-
-    def forgetful(self):
-        state = set_out(self)
-        state.pool.drop(state.pool.strongest(max(1, len(state.pool) // 2), float("-inf")))
-        return state
-
-    monkeypatch.setattr(Portfolio, "_set_out", forgetful)
-    monkeypatch.setattr(Portfolio, "_next", lambda self, now: _linear_after_programs(self, 4))
-    limits = Limits(timeout=1, tolerance=1e-7, batch_size=2)
-    too_low = 0
-    for seed in range(4):
-        model, problem = problem_of(seed, (3, 4, 3, 2))
-        with torch.no_grad():
-            state = searches(problem)
-            try:
-                result = branch_and_bound(state.native, 0.0, None, limits, None, state)
-            except ArithmeticError:  # a gradient above its own bound
-                too_low += 1
-                continue
-        too_low += result.upper_bound < exact_of(model, problem).max() * (1 - 1e-6)
-    assert too_low > 0
-
-
-def _linear_after_programs(state, rounds):
-    state.rounds = getattr(state, "rounds", 0) + 1
-    if state.rounds <= rounds:
-        return 0
-    if state.by_splits is None:
-        state.by_splits = state._set_out()
-        state.courses.append(portfolio._Course(state.by_splits.upper_bound))
-    return 1
-
-
-def test_postponed_subdomains_wait_in_the_pool(medium):
-    """Every round leaves an upper bound for every part of the box."""
-    _, problem, exact = medium
-    with torch.no_grad():
-        state = searches(problem, linear=False).by_programs
+        state = begun(problem)
         for _ in range(15):
             if state.is_over(0.0):
                 break
@@ -337,33 +273,107 @@ def test_postponed_subdomains_wait_in_the_pool(medium):
     assert state.bounding.solved > 3
 
 
-def test_the_other_search_goes_on_where_one_has_given_up(medium):
+def test_what_waits_and_gets_lost_is_caught(monkeypatch):
+    """Negative control of the same comparison, and of the whole search."""
+    refine = ProgramSearch.refine
+    monkeypatch.setattr(
+        ProgramSearch, "refine", lambda self, *a: refine(self, *a).having(postponed=None)
+    )
+    monkeypatch.setattr(search, "_FEWEST", 1)
+    too_low = 0
+    for seed in range(4):
+        model, problem = problem_of(seed, (3, 4, 3, 2))
+        options = BranchOptions(timeout=1, sdp="always", branch="relu", tolerance=1e-7)
+        try:
+            result = bound_by_branching(problem, options)
+        except ArithmeticError:  # a gradient above its own bound
+            too_low += 1
+            continue
+        rows = torch.tensor(result.class_upper_bounds).numpy()
+        too_low += bool((rows < exact_of(model, problem) * (1 - 1e-6)).any())
+    assert too_low > 0
+
+
+def test_the_bound_is_the_smaller_of_both_kinds(medium):
     _, problem, _ = medium
     with torch.no_grad():
-        state = searches(problem)
-        state.by_programs.round(2, 0.0)
-        state.by_splits = state._set_out()
-        state.courses.append(portfolio._Course(state.by_splits.upper_bound))
-        assert not state.is_over(0.0)
-        state.by_splits.fold(0)
-        assert state.by_splits.is_over(0.0)
-        assert not state.is_over(0.0)
-        domains = state.by_programs.domains
-        state.round(2, 0.0)
-        assert state.by_splits.domains == 0
-        assert state.by_programs.domains >= domains
-        state.by_programs.fold(0)
-        assert state.is_over(0.0)
+        left = open_of(begun(problem, 6))
+    assert torch.equal(left.upper_bound, left.linear.minimum(left.program))
+    assert (left.program < left.linear).any()
+    assert (left.linear < torch.inf).all()
 
 
-def test_course_expects_a_little_less_from_every_doubling():
-    course = portfolio._Course(100.0)
-    for seconds, bound in ((1.0, 90.0), (1.0, 83.0), (2.0, 78.0)):
-        course.note(seconds, bound)
-    assert course.expected(0.0) == 78.0
-    first = 5.0 * portfolio._DECAY  # the latest doubling gained 83 - 78
-    assert course.expected(4.0) == pytest.approx(78.0 - first)
-    assert course.expected(12.0) == pytest.approx(78.0 - first * (1 + portfolio._DECAY))
+def test_linear_bounds_are_those_of_a_search_without_programs(medium):
+    """Nothing that a program has said is taken for a linear bound: what lags would be hidden."""
+    _, problem, _ = medium
+    with torch.no_grad():
+        state = begun(problem)
+        native, parents = state.bounding.native, state.bounding.root()
+        for _ in range(3):
+            parents = parents.take(parents.choice >= 0)
+            alone = native.children(parents.bounded_linearly())
+            low = parents.program.new_full(parents.program.shape, 1e-3)
+            children = state.bounding.children(parents.having(program=low))
+            assert torch.equal(children.linear, alone.upper_bound)
+            assert (children.upper_bound == 1e-3).any()
+            parents = children.having(program=torch.full_like(children.program, torch.inf))
+
+
+def test_programs_are_solved_where_the_linear_bound_lags(medium):
+    _, problem, _ = medium
+    with torch.no_grad():
+        state = begun(problem, 2)
+        searching = state.bounding
+        parents = open_of(state)
+        parents = parents.take((parents.choice >= 0) & ~parents.solved)
+        assert len(parents)
+        behind = parents.having(linear=1.3 * parents.upper_bound)
+        ahead = parents.having(linear=1.1 * parents.upper_bound)
+        for given, wanted in ((behind, True), (ahead, False)):
+            given = given.having(origin=given.origin.clamp(min=0))
+            before = searching.solved
+            searching.refine(given)
+            assert (searching.solved > before) == wanted
+            assert bool(searching._wanting(given).all()) == wanted
+        assert searching._wanting(ahead.having(origin=torch.full_like(ahead.origin, -1))).all()
+        assert not searching._wanting(behind.having(solved=~behind.solved)).any()
+        searching.deadline = 0.0
+        assert not searching._wanting(behind).any()
+
+
+def test_always_is_a_program_for_all_that_is_split(medium):
+    _, problem, _ = medium
+    with torch.no_grad():
+        state = begun(problem, always=True)
+        split, children = [], state.bounding.children
+        state.bounding.children = lambda parents: split.append(parents) or children(parents)
+        for _ in range(8):
+            if not state.is_over(0.0):
+                state.round(3, 0.0)
+    assert len(split) > 3
+    assert all(bool(parents.solved.all()) for parents in split)
+
+
+def test_linear_bounds_go_on_alone_while_the_gap_closes_fast(medium, monkeypatch):
+    """The share of the time doubles as long as every doubling takes two fifths of the gap."""
+    _, problem, _ = medium
+    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 0.01)
+    monkeypatch.setattr(combined_search, "_MOST_LINEAR", 0.08)
+    searched = combined_search.bab.branch_and_bound
+    limits = Limits(timeout=100.0, begin=time.perf_counter())
+    for gaps, expected in (((8, 4, 2, 1), 4), ((8, 4, 3, 1), 3), ((8, 7, 2, 1), 2)):
+        seen = []
+
+        def scripted(*arguments, gaps=gaps, seen=seen):
+            seen.append(arguments[3].timeout)
+            found = searched(arguments[0], 0.0, None, Limits(timeout=0.0))
+            return replace(found, upper_bound=float(gaps[len(seen) - 1]), lower_bound=0.0)
+
+        monkeypatch.setattr(combined_search.bab, "branch_and_bound", scripted)
+        native = begun(problem).bounding.native
+        combined_search._linear_first(native, (0.0, None), limits, None)
+        assert len(seen) == expected
+        assert seen == pytest.approx([1, 2, 4, 8][:expected], abs=0.5)
 
 
 def test_programs_of_the_wrong_bound_are_caught(monkeypatch):
@@ -382,9 +392,3 @@ def test_programs_of_the_wrong_bound_are_caught(monkeypatch):
             continue
         too_low += result.upper_bound < exact_of(model, problem).max() * (1 - 1e-6)
     assert too_low > 0
-
-
-def test_a_search_state_alone_is_the_same_interface(medium):
-    """Portfolio stands in for SearchState in the loop."""
-    names = {n for n in dir(SearchState) if not n.startswith("_")}
-    assert names - {"closed_bound", "close", "look"} <= set(dir(Portfolio))
