@@ -85,13 +85,9 @@ def transposed(
 ) -> Value:
     """``F.conv_transpose1d``, ``F.conv_transpose2d`` and ``F.conv_transpose3d``."""
     _constants(weight, bias)
-    geometry = [
-        _per_dimension(value, weight.dim() - 2)
-        for value in (stride, padding, output_padding, dilation)
-    ]
-    operation = TransposedConvolution(
-        weight, bias, *geometry[:3], groups, geometry[3], input.shape, call.shape
-    )
+    # What output padding adds shows in the shape of the call's output.
+    geometry = (_per_dimension(value, weight.dim() - 2) for value in (stride, padding, dilation))
+    operation = TransposedConvolution(weight, bias, *geometry, groups, input.shape, call.shape)
     return Applied(operation, (input,))
 
 
