@@ -2,15 +2,16 @@
 
 A linear bound costs microseconds and is off by factors near the root; a program costs milliseconds
 to seconds and is nearly exact. Children inherit the bound of the latest program on the way from the
-root, so what counts is how far a subdomain's linear bound lags behind it: where it lags little,
-splits with linear bounds make up for that at once, where it lags far they never do, and a program
-is solved. So programs work near the root and linear bounds in the depth, each where it is cheaper.
+root, so what counts is how far a subdomain's linear bound lags behind it. If splits with linear
+bounds, as measured, make up for that in less time than a program takes, the subdomain is split;
+otherwise its program is solved. So programs work near the root and linear bounds in the depth.
 
 Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields
 
@@ -32,9 +33,6 @@ from lipschitz.sdp.recovery import points_to_try
 from lipschitz.search_types import Report
 from lipschitz.subdomains import Subdomains, concatenate
 
-# A program is solved where the linear bound lies above the inherited one by this share. Measured on
-# MLPs of width 64 and 128: a few per cent of the gap between 0.05 and 0.5.
-_LAG = 0.15
 # A program is solved to this relative gap, or for so many sweeps: its children go on from where it
 # ends.
 _TOLERANCE = 3e-3
@@ -45,6 +43,7 @@ _PART = 4
 _FEWEST, _MOST = 8, 64
 _ROUND_SECONDS = 0.5
 _LATEST = 0.3  # weight of the latest batch in the average time of a program
+_LATEST_SPLITS = 0.1  # and in the averages of splits, of which there are many more
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,12 @@ class ProgramSearch:
         root: The bounds of the whole box.
         deadline: ``time.monotonic()`` after which no program is begun or continued.
         always: Solve a program for every subdomain that is split.
+
+    Attributes:
+        seconds_per_program, seconds_per_split: As measured of late.
+        gain_of_split: How much lower, relatively, the linear bound of the worse half is than that
+            of the whole, on average of late.
+        solved: Programs so far.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ProgramSearch:
         self.problem, self.layout = native.problem, native.layout
         self.seconds_per_program = seconds_per_program(self.problem, root)
         self.most = max(1, min(_MOST, programs_at_once(self.problem, root)))
+        self.seconds_per_split, self.gain_of_split = self.seconds_per_program, 0.0
         self.solved = 0
         self.starts = warm_starts(self.problem, root)
 
@@ -107,8 +113,24 @@ class ProgramSearch:
 
     def children(self, parents: ProgrammedSubdomains) -> ProgrammedSubdomains:
         """Both closed halves of every parent, bounded linearly."""
+        begin = time.perf_counter()
         children = self.native.children(parents.bounded_linearly())
+        worse = children.upper_bound.reshape(2, -1).amax(0).clamp(min=0)
+        gain = float((1 - worse / parents.linear).mean())
+        seconds = (time.perf_counter() - begin) / len(parents)
+        self.gain_of_split += _LATEST_SPLITS * (gain - self.gain_of_split)
+        self.seconds_per_split += _LATEST_SPLITS * (seconds - self.seconds_per_split)
         return children.having(solved=torch.zeros_like(children.solved)).bounded_by_both()
+
+    @property
+    def lag(self) -> float:
+        """How far a linear bound comes down, relatively, by splits that take as long as a program.
+
+        So much time is enough for a tree whose depth is the logarithm of the number of splits, and
+        with every level the bound falls by ``gain_of_split``.
+        """
+        splits = self.seconds_per_program / self.seconds_per_split
+        return self.gain_of_split * math.log2(1 + splits)
 
     def settle(self, leaves: ProgrammedSubdomains) -> Report:
         """What the native search finds out about leaves."""
@@ -150,7 +172,7 @@ class ProgramSearch:
         """Whether a program is wanted before a subdomain is split, [B]."""
         if time.monotonic() + self.seconds_per_program > self.deadline:
             return torch.zeros_like(subdomains.solved)
-        lags = subdomains.linear > (1 + _LAG) * subdomains.upper_bound
+        lags = subdomains.linear > (1 + self.lag) * subdomains.upper_bound
         first = subdomains.origin < 0
         return ~subdomains.solved & (subdomains.choice >= 0) & (lags | first | self.always)
 

@@ -324,6 +324,9 @@ def test_programs_are_solved_where_the_linear_bound_lags(medium):
     with torch.no_grad():
         state = begun(problem, 2)
         searching = state.bounding
+        searching.seconds_per_program, searching.seconds_per_split = 7e-3, 1e-3
+        searching.gain_of_split = 0.05
+        assert searching.lag == pytest.approx(3 * 0.05)
         parents = open_of(state)
         parents = parents.take((parents.choice >= 0) & ~parents.solved)
         assert len(parents)
@@ -334,11 +337,24 @@ def test_programs_are_solved_where_the_linear_bound_lags(medium):
             before = searching.solved
             searching.refine(given)
             assert (searching.solved > before) == wanted
+            searching.seconds_per_program = 7e-3
             assert bool(searching._wanting(given).all()) == wanted
         assert searching._wanting(ahead.having(origin=torch.full_like(ahead.origin, -1))).all()
         assert not searching._wanting(behind.having(solved=~behind.solved)).any()
         searching.deadline = 0.0
         assert not searching._wanting(behind).any()
+
+
+def test_what_a_split_gains_is_measured_on_its_worse_half(medium):
+    _, problem, _ = medium
+    with torch.no_grad():
+        searching = begun(problem).bounding
+        assert searching.lag == 0.0  # at first every subdomain wants a program
+        parents = searching.root()
+        halves = searching.children(parents).linear.reshape(2, -1)
+        expected = (1 - halves.amax(0).clamp(min=0) / parents.linear).mean()
+    assert searching.gain_of_split == pytest.approx(search._LATEST_SPLITS * float(expected))
+    assert searching.seconds_per_split > 0
 
 
 def test_always_is_a_program_for_all_that_is_split(medium):
