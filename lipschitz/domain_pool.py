@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lipschitz.subdomains import Batch
 
+# What is read of free slots too.
+_OF_FREE_SLOTS = {"upper_bound": -torch.inf, "row": 0}
+
 
 class DomainPool:
     """Open subdomains.
@@ -85,7 +88,8 @@ class DomainPool:
             tensor = getattr(self._slots, name)
             grown = tensor.new_empty(old + extra, *tensor.shape[1:])
             grown[:old] = tensor
-            grown[old:] = -torch.inf if name == "upper_bound" else 0
+            if name in _OF_FREE_SLOTS:  # what is not read is left alone: touching memory takes long
+                grown[old:] = _OF_FREE_SLOTS[name]
             return grown
 
         self._slots = type(self._slots)(*(longer(f.name) for f in fields(self._slots)))
