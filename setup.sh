@@ -18,7 +18,8 @@ esac
 if [[ -n "${PYTHON:-}" ]]; then
     EXTRA="$extra" "$PYTHON" - <<'EOF'
 import importlib.util, os, sys
-needed = "torch torchvision auto_LiRPA numpy appdirs tqdm scipy sklearn pandas matplotlib pytest hypothesis"
+needed = "torch torchvision auto_LiRPA numpy appdirs tqdm scipy sklearn pandas matplotlib"
+needed += " pytest xdist hypothesis"
 needed += " cvxpy eclipse_nn onnx h5py" if os.environ["EXTRA"] else ""
 missing = [name for name in needed.split() if importlib.util.find_spec(name) is None]
 if missing:

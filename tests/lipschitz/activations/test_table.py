@@ -39,7 +39,7 @@ def assert_same_function(entry, z, value):
         torch.testing.assert_close(entry.slope(z), gradient, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", ACTIVATION_FUNCTIONS, ids=str)
+@pytest.mark.parametrize("function", ACTIVATION_FUNCTIONS, ids=lambda f: getattr(f, "__name__", f))
 def test_functions_are_torchs(function):
     z = 3 * torch.randn(60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z.requires_grad_()
