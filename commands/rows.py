@@ -95,6 +95,7 @@ def row_of(
         "domains": result.domains,
         "leaves_checked": result.leaves_checked,
         "branch": result.branch,
+        "solver_gap": result.solver_gap,
         "versions": versions(),
     }
 

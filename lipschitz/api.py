@@ -150,6 +150,7 @@ class Prepared:
             norm=problem.norm,
             outputs=problem.outputs,
             inputs=problem.inputs,
+            solver_gap=outcome.solver_gap,
         )
 
     def _outcome(

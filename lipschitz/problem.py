@@ -88,6 +88,8 @@ class LipschitzResult:
         seconds: Wall-clock time.
         domains: Subdomains bounded by branch and bound, 0 without it.
         leaves_checked: Leaves whose activation region was checked by a linear program.
+        solver_gap: Of method ``sdp``: how far, relatively, ``upper_bound`` may be above the optimum
+            of its semidefinite program; None elsewhere, and where the program was not reached.
         dtype, device: Where and in what precision it was computed.
         branch: What branch and bound split, ``relu`` or ``input``; None without it.
         norm, outputs, inputs: What was measured, as in :class:`LocalProblem`.
@@ -110,6 +112,7 @@ class LipschitzResult:
     norm: str = "inf"
     outputs: str = "each"
     inputs: str = "all"
+    solver_gap: float | None = None
 
 
 def input_box(

@@ -27,6 +27,8 @@ class Outcome:
             ``lower_bound_only``; whether the bounds meet is for the caller to see.
         domains: Subproblems bounded.
         leaves_checked: Activation regions checked by a linear program.
+        solver_gap: How far, relatively, the largest bound may be above the optimum of the program
+            that it is from; None where there is no such program.
     """
 
     class_upper_bounds: Tensor
@@ -35,6 +37,7 @@ class Outcome:
     status: str = BOUND
     domains: int = 0
     leaves_checked: int = 0
+    solver_gap: float | None = None
 
 
 def better(first: GradientNorms, second: GradientNorms) -> GradientNorms:

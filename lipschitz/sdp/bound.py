@@ -21,6 +21,7 @@ of another cannot hold the maximum and is left where it is.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -137,7 +138,13 @@ def tightened(
         status = INTERRUPTED
     if status == BOUND and bounding.out_of_time:
         status = TIMEOUT
-    return Outcome(bounding.upper_bounds, bounding.found, root.class_upper_bounds, status)
+    return Outcome(
+        bounding.upper_bounds,
+        bounding.found,
+        root.class_upper_bounds,
+        status,
+        solver_gap=bounding.solver_gap,
+    )
 
 
 class _Bounding:
@@ -155,12 +162,19 @@ class _Bounding:
         self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
         self.last, self.found = last, found
         self.upper_bounds = root.class_upper_bounds.clone()
+        self.gaps = torch.full_like(self.upper_bounds, torch.nan)  # of rows without a program
         self.out_of_time = False
 
     @property
     def threshold(self) -> Tensor:
         """A row with a bound below this cannot hold the maximum."""
         return self.found.norms.max() * (1 + self.options.tolerance / 10)
+
+    @property
+    def solver_gap(self) -> float | None:
+        """That of the row with the largest bound; None if it has no program."""
+        gap = float(self.gaps[self.upper_bounds.argmax()])
+        return None if math.isnan(gap) else gap
 
     def run(self) -> None:
         """Rows in the order of their linear bounds, as many at once as fit into memory."""
@@ -191,6 +205,7 @@ class _Bounding:
 
     def _take_in(self, rows: Tensor, solved: Solved) -> None:
         """Bounds of some rows, and true gradients near the points that their solutions suggest."""
+        self.gaps[rows] = solved.gap.to(self.gaps)
         self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
         problem = self.problem
         points = points_to_try(problem, solved.sweeps).flatten(0, 1)

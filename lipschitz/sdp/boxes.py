@@ -58,11 +58,14 @@ class Solved:
 
     Attributes:
         upper_bound: [B], in the dtype of the known bounds.
+        gap: What the solver may have left: the part of the bound that lies above the norm that the
+            vectors stand for; but for rounding the program's optimum is not below that, [B].
         program: The programs, in float64.
         sweeps: The vectors.
     """
 
     upper_bound: Tensor
+    gap: Tensor
     program: Program
     sweeps: Sweeps
 
@@ -95,19 +98,22 @@ def solve_boxes(
         max(_FEWEST_SWEEPS, size // _VARIABLES_PER_SWEEP),
     )
     left = torch.arange(len(program), device=bound.device)
+    gap = torch.full_like(bound, torch.inf)
     while True:
         sweeps.go_on(count, effort.deadline)
         # With signs fixed by splits the program's value may be negative; the norm is not.
         found = certified_bound(program.take(left), sweeps.multipliers().take(left)).clamp(min=0)
         bound[left] = torch.minimum(bound[left], found)
-        gap = bound[left] - sweeps.value[left].double().nan_to_num(-torch.inf)
-        left = left[gap > effort.tolerance * bound[left]]
+        apart = bound[left] - sweeps.value[left].double().nan_to_num(-torch.inf)
+        part = torch.where(bound[left] > 0, apart / bound[left], 0.0)
+        gap[left] = part.nan_to_num(torch.inf, torch.inf).clamp(min=0)
+        left = left[gap[left] > effort.tolerance]
         late = effort.deadline is not None and time.monotonic() > effort.deadline
         if not len(left) or sweeps.done >= effort.sweeps or late:
             break
         count = sweeps.done
     raised = torch.fmin(known, raise_upper_bound(bound.to(known.dtype)))
-    return Solved(raised, program, sweeps)
+    return Solved(raised, gap, program, sweeps)
 
 
 def root_facts(problem: LocalProblem, root: RootBounds, rows: Tensor) -> Facts:

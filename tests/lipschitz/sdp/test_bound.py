@@ -87,6 +87,19 @@ def test_tight_on_the_reference_networks(file, eps, most, dtype):
         assert float(outcome.found.norms.max()) <= reference.exact * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("sweeps", [1, 12, 500])
+def test_the_gap_says_how_far_the_optimum_may_be(sweeps):
+    """No certified bound of the same program is further below than the gap."""
+    problem, _ = reference_problem("simple_mlp_3layer_32", 0.05)
+    best = float(sdp_bounds(problem, SdpOptions(tolerance=1e-5)).class_upper_bounds.max())
+    outcome = sdp_bounds(problem, SdpOptions(sweeps=sweeps))
+    upper_bound = float(outcome.class_upper_bounds.max())
+    assert 0 < outcome.solver_gap < (1e-3 if sweeps == 500 else 0.1)
+    assert upper_bound * (1 - outcome.solver_gap) <= best * (1 + 1e-6)
+    if sweeps == 1:  # negative control: a tenth of it would be too little
+        assert upper_bound * (1 - outcome.solver_gap / 10) > best * (1 + 1e-6)
+
+
 def test_outputs_that_cannot_hold_the_maximum_keep_their_linear_bound():
     problem, _ = reference_problem("simple_mlp_3layer_32", 0.2)
     outcome = sdp_bounds(problem, SdpOptions(timeout=30))
@@ -189,6 +202,7 @@ def test_no_time_gives_the_linear_bound():
     assert outcome.status == TIMEOUT
     assert torch.isfinite(outcome.class_upper_bounds).all()
     assert float(outcome.class_upper_bounds.max()) >= 32.9
+    assert outcome.solver_gap is None
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -243,6 +257,10 @@ def test_from_the_command_line(argv, tmp_path, monkeypatch):
     assert 23.2567 * (1 - 1e-5) <= row["upper_bound"] <= 23.75
     assert row["lower_bound"] <= 23.2567 * (1 + 1e-5)
     assert row["status"] == ("bound" if argv[-1] == "sdp" else "exact")
+    if argv[-1] == "sdp":
+        assert 0 < row["solver_gap"] <= 1e-3
+    else:
+        assert row["solver_gap"] is None
 
 
 @pytest.mark.parametrize(
