@@ -23,6 +23,7 @@ from tqdm import tqdm
 from commands.certify import certify_line, certify_row, certify_summary
 from commands.examples import classes_of, label_of
 from commands.monotonicity import certify_signs
+from commands.progress import ProgressBar, trace_to
 from commands.rows import line_of, row_of, settings_of, summary_of
 from data import DataSpec, data_spec, list_data, load_data
 from data.points import Choice, Points, coordinates, points_of_data, points_of_file
@@ -35,26 +36,25 @@ from lipschitz import (
     make_problem,
 )
 from lipschitz.branching import HEURISTICS
+from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import check_measure, choose_engine
+from lipschitz.network.formats import is_network_file, load_model, read_network
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
+from lipschitz.precision import disable_tf32
 from lipschitz.problem import INTERRUPTED
-from lipschitz.progress import ProgressBar, trace_to
 from lipschitz.searching import check_branching, check_searched
 from lipschitz.tracing import placement
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
-from models.formats import is_network_file, load_model, read_network
 from train_model import measure_accuracy
 from utils import (
-    InputError,
     Parser,
     append_row,
     choose_device,
     choose_dtype,
-    disable_tf32,
     parse_params,
     read_rows,
     run_cli,

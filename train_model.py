@@ -17,14 +17,14 @@ from torch import nn
 from tqdm import tqdm
 
 from data import LabelledData, data_spec, list_data, load_data
+from lipschitz.errors import InputError
+from lipschitz.precision import disable_tf32
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_weights, save_checkpoint
 from models.conversion import cnn_to_mlp
 from utils import (
-    InputError,
     Parser,
     choose_device,
-    disable_tf32,
     parse_params,
     run_cli,
     set_seed,

@@ -7,7 +7,6 @@ files and JSON-lines result rows.
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import io
 import json
@@ -16,7 +15,7 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,15 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lipschitz.errors import InputError, one_line, suggest
+
 TOOL_VERSION = "0.1.0"
-
-
-class InputError(ValueError):
-    """A mistake the user can fix: what came, what was expected, what to do, in one line."""
-
-    def __init__(self, message: str) -> None:
-        # Quoted messages of other libraries run over several lines.
-        super().__init__(_one_line(message))
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -57,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints `error: message` as one line and exits with code 2."""
-        print(f"error: {_one_line(message)}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -96,29 +89,18 @@ def run_cli(main: Callable[[list[str] | None], int], argv: list[str] | None = No
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {_one_line(message)}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 
 def _memory_message(error: BaseException) -> str:
-    return f"out of memory; lower --batch-size ({_one_line(str(error))[:120]})"
+    return f"out of memory; lower --batch-size ({one_line(str(error))[:120]})"
 
 
 def _os_message(error: OSError) -> str:
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())
-
-
-def suggest(name: str, choices: Iterable[str]) -> str:
-    """Ending for "unknown ..." messages: `: did you mean 'x'?`, or '' when nothing is close."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f": did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def parse_params(text: str | None, **named: Any) -> dict[str, Any]:
@@ -217,12 +199,6 @@ def choose_dtype(name: str = "auto", model: nn.Module | None = None) -> torch.dt
     weights = (*model.parameters(), *model.buffers()) if model is not None else ()
     is_double = any(weight.dtype == torch.float64 for weight in weights)
     return torch.float64 if is_double else torch.float32
-
-
-def disable_tf32() -> None:
-    """Makes float32 products on GPUs use float32; TF32's 10-bit mantissa would spoil a bound."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def use_threads_that_pay(numbers_per_operation: int) -> None:

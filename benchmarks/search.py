@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.networks import CIFAR_CNN_DEMO, MLP_16, MLP_32, MNIST_CNN, Network, trained_mlp
 from benchmarks.tables import RESULTS, publish
+from commands.progress import trace_to
 from experiments.report import draw_traces
 from lipschitz import BranchOptions, Prepared, make_problem
-from lipschitz.progress import trace_to
 from utils import Parser, run_cli
 
 CASES: list[tuple[Network, float]] = [

@@ -16,8 +16,9 @@ from benchmarks import tables
 from benchmarks.networks import MLP_16, MLP_32, MNIST_CNN, Network, trained_mlp
 from experiments.figures import COLOURS, MARKERS
 from lipschitz import BranchOptions, MethodOptions, Prepared, make_problem
+from lipschitz.errors import InputError
 from lipschitz.search_types import Progress
-from utils import InputError, Parser, run_cli
+from utils import Parser, run_cli
 
 NETWORKS = {
     "mnist-cnn": MNIST_CNN,

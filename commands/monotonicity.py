@@ -14,7 +14,8 @@ from data.points import Points
 from lipschitz import build_graph
 from lipschitz.applications.monotonicity import MonotonicityOptions, run_monotonicity, table
 from lipschitz.applications.sign_search import SignLimits
-from utils import InputError, choose_dtype, numbers
+from lipschitz.errors import InputError
+from utils import choose_dtype, numbers
 
 
 def certify_signs(

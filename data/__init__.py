@@ -14,7 +14,7 @@ import torch
 
 from data import adult, digits, synthetic, tabular, vision
 from data.spec import DataSpec, LabelledData
-from utils import InputError, suggest
+from lipschitz.errors import InputError, suggest
 
 __all__ = [
     "DataSpec",

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from data.spec import DataSpec
 from data.storage import data_root, fetch_file
-from utils import InputError
+from lipschitz.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from data import DataSpec, evaluation_examples
-from utils import InputError, numbers
+from lipschitz.errors import InputError
+from utils import numbers
 
 # The paper's code cuts the box to these pixels, that is, hardly; --input-clipping to the data's.
 _WIDE_PIXEL_RANGE = (-1.0, 2.0)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import InputError, atomic_write_bytes
+from lipschitz.errors import InputError
+from utils import atomic_write_bytes
 
 _TIMEOUT_SECONDS = 30
 

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from data.spec import DataSpec
 from data.storage import announce_download, data_root, may_download, missing, time_limit
+from lipschitz.errors import InputError
 from models.torchvision_compat import import_torchvision
-from utils import InputError
 
 TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
 # The download script unpacks beside itself, unless told otherwise.

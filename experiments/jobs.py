@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, atomic_write_bytes, read_rows, run_cli
+from lipschitz.errors import InputError
+from utils import atomic_write_bytes, read_rows, run_cli
 
 # Why there is no row: main.py said no, the worker died or the code failed again and again, the
 # job took longer than it may.

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.jobs import REFUSED, Job
-from utils import InputError, append_row, atomic_write_bytes, read_rows
+from lipschitz.errors import InputError
+from utils import append_row, atomic_write_bytes, read_rows
 
 
 class Ledger:

@@ -18,7 +18,8 @@ from experiments.jobs import read_jobs
 from experiments.ledger import open_ledger
 from experiments.slurm import make_executor, run_on_cluster
 from experiments.workers import Patience, run_here, slots_of, visible_gpus
-from utils import InputError, Parser, parse_params, run_cli
+from lipschitz.errors import InputError
+from utils import Parser, parse_params, run_cli
 
 
 def build_parser() -> Parser:

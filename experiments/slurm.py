@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.jobs import CRASHED, Job, write_part
 from experiments.workers import Patience, run_here, slots_of, visible_gpus
-from utils import InputError
+from lipschitz.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 1.0

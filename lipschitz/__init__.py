@@ -7,10 +7,10 @@ from lipschitz.api import Prepared, local_lipschitz
 from lipschitz.applications.certify import CertifiedRadius, CertifyOptions, certified_radius
 from lipschitz.entries import JacobianBounds, jacobian_bounds, jvp_bounds
 from lipschitz.methods import METHODS, MethodOptions
+from lipschitz.network.formats import load_model
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
 from lipschitz.searching import BranchOptions
 from lipschitz.tracing import build_graph
-from models.formats import load_model
 
 __all__ = [
     "METHODS",

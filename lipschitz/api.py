@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.baselines.outcome import Outcome, interrupted_at_once, nothing_found
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
@@ -24,11 +25,11 @@ from lipschitz.methods import (
     run_bounder,
 )
 from lipschitz.norms import norm_name
+from lipschitz.precision import disable_tf32
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
 from lipschitz.tracing import build_graph, placement
-from utils import InputError, disable_tf32
 
 
 class Prepared:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils import InputError, suggest
+from lipschitz.errors import InputError, suggest
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from lipschitz.activations import (
 )
 from lipschitz.affine import Branch, Call, Value
 from lipschitz.affine.calls import is_in_place
+from lipschitz.errors import InputError, first_line
 from lipschitz.graph import Graph, Node
 from lipschitz.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
-from utils import InputError
 
 _COVERED = (
     "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
@@ -40,11 +40,6 @@ _COVERED = (
     f"constants, and {SUPPORTED_ACTIVATIONS}"
 )
 _DIVISIONS = frozenset(["div", "divide", "true_divide", "truediv"])
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message, cut to one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Builder:

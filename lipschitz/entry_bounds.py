@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.errors import InputError, suggest
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds, native_crown
@@ -20,7 +21,6 @@ from lipschitz.native.path_sums import PathSums
 from lipschitz.native.plan import Plan
 from lipschitz.native.rows import intersect
 from lipschitz.problem import LocalProblem
-from utils import InputError, suggest
 
 ENGINES = ("native", "auto_lirpa")
 

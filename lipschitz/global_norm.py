@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from lipschitz.affine import AffineMap, Combination, Reshape, Scale
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.rounding import raise_upper_bound
-from utils import InputError
 
 # Numbers of a map's dense matrix, up to which its largest singular value is computed.
 _LARGEST_MATRIX = 2**22

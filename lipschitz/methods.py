@@ -17,6 +17,7 @@ from lipschitz.baselines.lipsdp import lipsdp_bounds
 from lipschitz.baselines.outcome import Outcome
 from lipschitz.baselines.recurjac import recurjac_bound
 from lipschitz.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
+from lipschitz.errors import InputError, suggest
 from lipschitz.global_norm import check_bounded_slopes, global_norm_bound
 from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
@@ -26,7 +27,6 @@ from lipschitz.native.interval import interval_norm_bound
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.sdp.bound import LastSolutions, SdpOptions, sdp_bounds
-from utils import InputError, suggest
 
 # Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
 # the method found.

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipschitz.errors import InputError
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import guard, raise_upper_bound
-from utils import InputError
 
 # Numbers of a matrix up to which singular values themselves cost little.
 _LARGEST_SVD = 2**14

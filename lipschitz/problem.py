@@ -10,9 +10,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
-from utils import InputError
 
 # Status words of a result. Every one of them comes with certified bounds.
 BOUND = "bound"  # a bound, no search for more

@@ -12,6 +12,7 @@ import torch
 import bab
 from lipschitz.branching import HEURISTICS, chooser
 from lipschitz.combined_search import PROGRAMS, combined_search
+from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import Sampling, sample_gradients
@@ -31,7 +32,6 @@ from lipschitz.problem import (
     LocalProblem,
 )
 from lipschitz.search_types import Bounding, Limits, Progress
-from utils import InputError
 
 BRANCHES = ("relu", "input", "auto")
 _REFRESH = {"on": 1, "off": 0, "auto": None}

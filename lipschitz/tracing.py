@@ -12,10 +12,10 @@ from contextlib import redirect_stderr, redirect_stdout
 import torch
 from torch import Tensor, fx, nn
 
-from lipschitz.building import Builder, first_line
+from lipschitz.building import Builder
+from lipschitz.errors import InputError, first_line
 from lipschitz.graph import Graph
-from models.formats.exported import ExportedNetwork
-from utils import InputError
+from lipschitz.network.formats.exported import ExportedNetwork
 
 # Modules whose training mode changes what they compute.
 _TRAINING_SENSITIVE = (

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lipschitz.errors import InputError, suggest
 from models import adult, mlp, residual, simple, vision
 from models.custom import load_factory, torchvision_factory
-from utils import InputError, suggest
 
 __all__ = ["ModelEntry", "ModelSpec", "build_model", "list_models", "load_factory", "model_spec"]
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import InputError, torch_save_atomic
+from lipschitz.errors import InputError
+from utils import torch_save_atomic
 
 _FORMAT = "lipschitz-checkpoint-1"
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 # Exact types only: a subclass may compute anything.
 _AFFINE = frozenset(

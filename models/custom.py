@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
+from lipschitz.errors import InputError, suggest
 from models.torchvision_compat import import_torchvision
-from utils import InputError, suggest
 
 
 def load_factory(name: str) -> Callable[..., nn.Module]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def layer_sizes(sizes: str) -> tuple[int, ...]:

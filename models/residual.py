@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 class ResidualBlock(nn.Module):

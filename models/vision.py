@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def mnist_mlp_3layer(width: int = 20) -> nn.Sequential:

@@ -17,7 +17,9 @@ import lipschitz.native.search as native_search
 import lipschitz.searching as searching
 import lipschitz.splits as splits
 from bab import branch_and_bound
+from commands.progress import ProgressBar, trace_to
 from lipschitz.branching import HEURISTICS, chooser
+from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import sample_gradients
@@ -25,11 +27,10 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.input_search import InputSearch
 from lipschitz.native.search import NativeSearch
 from lipschitz.problem import EXACT, make_problem
-from lipschitz.progress import ProgressBar, trace_to
 from lipschitz.search_types import Limits
 from lipschitz.searching import BranchOptions, bound_by_branching
 from lipschitz.tracing import build_graph
-from utils import InputError, read_rows
+from utils import read_rows
 
 SLACK = 1e-9
 

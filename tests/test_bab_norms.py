@@ -13,6 +13,7 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 from lipschitz.branching import HEURISTICS
+from lipschitz.errors import InputError
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
 from lipschitz.native.entry_search import EntrySearch
@@ -22,7 +23,6 @@ from lipschitz.problem import EXACT, make_problem
 from lipschitz.sdp.bound import sdp_bounds
 from lipschitz.searching import BranchOptions, bound_by_branching
 from lipschitz.tracing import build_graph
-from utils import InputError
 
 NORMS = {
     "2": lambda jacobian: np.linalg.norm(jacobian, axis=1),

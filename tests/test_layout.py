@@ -34,7 +34,7 @@ ORDER = [
     "lipschitz.domain_pool",
     "lipschitz.search_state",
     "lipschitz.sdp",
-    "lipschitz.progress",
+    "commands.progress",
     "bab",
     "lipschitz.combined_search",
     "lipschitz.searching",

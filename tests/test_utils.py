@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import utils
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,6 @@ def test_parser_accepts_what_it_knows(parser):
     assert parser.parse_args(["--num-epochs", "3"]).num_epochs == 3
 
 
-def test_suggest_finds_the_closest_name_in_any_case():
-    names = ["simple_mlp_3layer", "mnist_cnn_4layer", "MNIST"]
-    assert utils.suggest("simple_mlp_3layr", names) == ": did you mean 'simple_mlp_3layer'?"
-    assert utils.suggest("mnst", names) == ": did you mean 'MNIST'?"
-    assert utils.suggest("resnet", names) == ""
-
-
 def test_parse_params_reads_types():
     params = utils.parse_params("width=32, lr=1e-3,flag=True,name=a-b", depth=4, size=None)
     assert params == {"width": 32, "lr": 1e-3, "flag": True, "name": "a-b", "depth": 4}
@@ -155,14 +148,6 @@ def test_choose_dtype_keeps_a_float64_model():
     assert utils.choose_dtype("auto", constants) == torch.float64
     with pytest.raises(InputError, match="unknown dtype 'half'"):
         utils.choose_dtype("half")
-
-
-def test_disable_tf32_clears_both_flags():
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = True
-    utils.disable_tf32()
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_versions_are_plain_text():

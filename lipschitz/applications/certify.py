@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.api import Prepared, input_shape_of
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import MethodOptions
@@ -34,7 +35,6 @@ from lipschitz.norms import norm_name
 from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem
 from lipschitz.rounding import guard
 from lipschitz.searching import BranchOptions
-from utils import InputError
 
 # Radii are lowered by this share, which covers the rounding of a division and a comparison.
 _MARGIN = 4 * guard(torch.float64)

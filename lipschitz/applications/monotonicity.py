@@ -20,9 +20,9 @@ from torch import Tensor
 from lipschitz.applications.entry_signs import VERDICTS, EntrySign, check_features, entry_signs
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.entries import Ends, box_problem
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.problem import LocalProblem, class_rows
-from utils import InputError
 
 _COLUMNS = (
     "example",

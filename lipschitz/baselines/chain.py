@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from lipschitz.baselines.needs import require_relu
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
-from utils import InputError
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from lipschitz.baselines.chain import dense_chain
 from lipschitz.baselines.extras import require_extra
+from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
-from utils import InputError
 
 LARGEST = 1000
 # Relative; of the ball, to the size of its points, and of the constant.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def require_extra(method: str, package: str, module: str | None = None) -> None:

@@ -41,13 +41,13 @@ from lipschitz.baselines.program import (
     sum_of_magnitudes,
     widened,
 )
+from lipschitz.errors import InputError
 from lipschitz.leaf import check_leaf
 from lipschitz.lower_bound import GradientNorms, Sampling, gradient_norms, sample_gradients
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds
 from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
-from utils import InputError
 
 LARGEST = 400
 # Relative; on an upper bound that rests on the solver's tolerances.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lipschitz.activations import PiecewiseLinear
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
-from utils import InputError
 
 
 def require_relu(graph: Graph, method: str) -> None:

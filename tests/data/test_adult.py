@@ -9,7 +9,7 @@ import pytest
 import real_formats
 
 from data import adult, load_data
-from utils import InputError
+from lipschitz.errors import InputError
 
 POSITIONS = {
     "age": 0,

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from data.points import Choice, Points, coordinates, points_of_file
-from utils import InputError
+from lipschitz.errors import InputError
 
 X = np.arange(12, dtype=np.float32).reshape(3, 2, 2) / 12
 RADII = np.array([[0.0, 0.1], [0.2, 0.3]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import data_spec, evaluation_examples, list_data, load_data
-from utils import InputError
+from lipschitz.errors import InputError
 
 FACTS = {
     "simple": ((16,), 10, (0.0,), (1.0,)),

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 
 from data import continuous_features, load_data, tabular
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def parts(seed=0):

@@ -11,8 +11,8 @@ import real_formats
 import torch
 
 from data import load_data
+from lipschitz.errors import InputError
 from models.torchvision_compat import import_torchvision
-from utils import InputError
 
 datasets = import_torchvision("datasets")
 

@@ -13,7 +13,8 @@ from cases import REFERENCE
 
 from experiments import parallel
 from experiments.jobs import make_job, read_jobs
-from utils import InputError, run_cli
+from lipschitz.errors import InputError
+from utils import run_cli
 
 ROOT = Path(__file__).parent.parent.parent
 SIMPLE = f"--data simple --model simple_mlp_3layer --width 32 --load {REFERENCE}/"

@@ -11,7 +11,7 @@ import pytest
 from experiments.jobs import CRASHED, REFUSED, TOO_LONG, make_job, part_path
 from experiments.ledger import open_ledger
 from experiments.workers import Patience, Task, run_here, slots_of
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def job(kind: str, example: int = 0):

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lipschitz import BranchOptions, local_lipschitz, make_problem
 from lipschitz.entries import jacobian_bounds
+from lipschitz.errors import InputError
 from lipschitz.lower_bound import Sampling, sample_gradients
 from lipschitz.methods import METHODS, MethodOptions, class_upper_bounds
 from lipschitz.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import jacobians, points_in_box
-from utils import InputError
 
 MODULES = {
     "prelu": lambda: nn.PReLU(8, init=-0.5),

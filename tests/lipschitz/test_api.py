@@ -8,7 +8,7 @@ from torch import nn
 
 import lipschitz.api
 from lipschitz import Prepared, jacobian_bounds, local_lipschitz, make_problem
-from utils import InputError
+from lipschitz.errors import InputError
 
 REFERENCE = REFERENCES[1]
 

@@ -13,7 +13,7 @@ from lipschitz.branching import (
     chooser,
     slope_score,
 )
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def facts(**changes) -> SplitFacts:

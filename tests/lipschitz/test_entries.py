@@ -13,7 +13,7 @@ from torch import nn
 import lipschitz.entries
 from lipschitz import build_graph, jacobian_bounds, jvp_bounds
 from lipschitz.affine import Linear
-from utils import InputError
+from lipschitz.errors import InputError
 
 EPS = [0.0, 1e-3, 0.1, 1.0, 30.0]
 

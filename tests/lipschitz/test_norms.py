@@ -9,13 +9,13 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 from lipschitz import METHODS, MethodOptions, Prepared, local_lipschitz, make_problem
+from lipschitz.errors import InputError
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval, slope_intervals
 from lipschitz.native.plan import Plan
 from lipschitz.native.tangents import column_sums
 from lipschitz.norms import Measure, norm_name, spectral_norm_bound
 from lipschitz.tracing import build_graph
-from utils import InputError
 
 OPTIONS = MethodOptions(timeout=0.3)
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from cases import mlp
 
+from lipschitz.errors import InputError
 from lipschitz.problem import class_rows, input_box, make_problem
 from lipschitz.tracing import build_graph
-from utils import InputError
 
 
 @pytest.fixture

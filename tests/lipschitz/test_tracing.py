@@ -5,9 +5,9 @@ from cases import CASES
 from oracles import jacobian
 from torch import fx, nn
 
+from lipschitz.errors import InputError
 from lipschitz.graph import Graph
 from lipschitz.tracing import build_graph, check_jacobian
-from utils import InputError
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

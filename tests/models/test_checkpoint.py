@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from lipschitz.errors import InputError
 from models import build_model
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
-from utils import InputError, set_seed
+from utils import set_seed
 
 
 @pytest.fixture

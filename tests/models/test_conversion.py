@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lipschitz.errors import InputError
 from models import build_model, conversion
 from models.conversion import cnn_to_mlp
-from utils import InputError, set_seed
+from utils import set_seed
 
 
 def batch_norm(channels: int, kind=nn.BatchNorm2d) -> nn.Module:

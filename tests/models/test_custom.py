@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lipschitz.errors import InputError
 from models import build_model, load_factory, model_spec
-from utils import InputError
 
 GOOD = """
 from torch import nn

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import models
+from lipschitz.errors import InputError
 from lipschitz.tracing import build_graph
 from models import build_model, list_models, model_spec
-from utils import InputError, set_seed
+from utils import set_seed
 
 # name, arguments, {position of a layer in the Sequential: shape of its weight}, input shape
 LAYOUTS = [

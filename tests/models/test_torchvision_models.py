@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from lipschitz.errors import InputError
 from lipschitz.tracing import build_graph
 from models import build_model, model_spec
 from models.checkpoint import load_weights
-from utils import InputError
 
 
 def test_a_resnet_is_traced():

@@ -9,8 +9,8 @@ from torch import nn
 from lipschitz import BranchOptions, CertifyOptions, Prepared, certified_radius, make_problem
 from lipschitz.applications import certify
 from lipschitz.applications.certify import certify_example, margins_at
+from lipschitz.errors import InputError
 from lipschitz.tracing import build_graph
-from utils import InputError
 
 DUAL = {"inf": 1, "1": float("inf"), "2": 2}
 

@@ -18,8 +18,8 @@ from lipschitz.applications.monotonicity import (
     table,
 )
 from lipschitz.applications.sign_search import SignLimits
+from lipschitz.errors import InputError
 from lipschitz.tracing import build_graph
-from utils import InputError
 
 QUICK = SignLimits(timeout=3)
 

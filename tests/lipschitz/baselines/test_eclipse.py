@@ -14,7 +14,7 @@ from lipschitz import build_graph, local_lipschitz, make_problem
 from lipschitz.baselines import eclipse
 from lipschitz.baselines.chain import dense_chain
 from lipschitz.baselines.eclipse import eclipse_bounds
-from utils import InputError
+from lipschitz.errors import InputError
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("eclipse_nn") is None, reason="eclipse-nn is not installed"

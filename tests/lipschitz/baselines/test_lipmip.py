@@ -10,7 +10,7 @@ from lipschitz import MethodOptions, Prepared, make_problem
 from lipschitz.baselines import lipmip
 from lipschitz.baselines.expressions import Expression
 from lipschitz.baselines.program import Program, gated_product, sum_of_magnitudes
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 def solve(model, point, eps, timeout=20.0):

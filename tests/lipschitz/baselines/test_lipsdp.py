@@ -12,7 +12,7 @@ from torch import nn
 
 from lipschitz import MethodOptions, Prepared, build_graph, local_lipschitz, make_problem
 from lipschitz.baselines.lipsdp import Inequality, chain_of, lipsdp_bounds
-from utils import InputError
+from lipschitz.errors import InputError
 
 needs_cvxpy = pytest.mark.skipif(
     importlib.util.find_spec("cvxpy") is None, reason="cvxpy is not installed"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.formats.onnx_operators import OPERATORS
-from models.formats.onnx_shapes import Context
-from utils import InputError
+from lipschitz.errors import InputError
+from lipschitz.network.formats.onnx_operators import OPERATORS
+from lipschitz.network.formats.onnx_shapes import Context
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 from lipschitz import Prepared, load_model, local_lipschitz, make_problem
+from lipschitz.errors import InputError
+from lipschitz.network.formats import read_network
 from lipschitz.tracing import build_graph
 from models.checkpoint import load_checkpoint
-from models.formats import read_network
-from utils import InputError
 
 
 @pytest.mark.parametrize("open_batch", [True, False], ids=["open batch", "one example"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from utils import InputError
+from lipschitz.errors import InputError
 
 
 class ExportedNetwork(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from models.formats.exported import load_exported
-from models.formats.keras_file import load_keras
-from models.formats.onnx_file import load_onnx
-from utils import InputError
+from lipschitz.errors import InputError
+from lipschitz.network.formats.exported import load_exported
+from lipschitz.network.formats.keras_file import load_keras
+from lipschitz.network.formats.onnx_file import load_onnx
 
 _LOADERS: dict[str, Callable[..., tuple[nn.Module, tuple[int, ...]]]] = {
     ".onnx": load_onnx,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, suggest
+from lipschitz.errors import InputError, suggest
 
 Arrays = dict[str, np.ndarray]
 

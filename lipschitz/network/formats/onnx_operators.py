@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.formats.onnx_shapes import SHAPE_OPERATORS, Context, numbers_of, on_sizes
+from lipschitz.network.formats.onnx_shapes import SHAPE_OPERATORS, Context, numbers_of, on_sizes
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -7,10 +7,10 @@ from layers import LAYERS
 from torch import nn
 
 from lipschitz import load_model, local_lipschitz
+from lipschitz.errors import InputError
+from lipschitz.network.formats import read_network
 from lipschitz.tracing import build_graph
 from models import build_model
-from models.formats import read_network
-from utils import InputError
 
 onnx = pytest.importorskip("onnx")
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lipschitz import load_model
+from lipschitz.errors import InputError
+from lipschitz.network.formats import read_network
 from lipschitz.tracing import build_graph
-from models.formats import read_network
-from utils import InputError
 
 h5py = pytest.importorskip("h5py")
 RANDOM = np.random.default_rng(0)
