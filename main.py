@@ -41,11 +41,11 @@ from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import check_measure, choose_engine
 from lipschitz.network.formats import is_network_file, load_model, read_network
+from lipschitz.network.tracing import placement
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import INTERRUPTED
 from lipschitz.searching import check_branching, check_searched
-from lipschitz.tracing import placement
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp

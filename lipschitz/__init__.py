@@ -8,9 +8,9 @@ from lipschitz.applications.certify import CertifiedRadius, CertifyOptions, cert
 from lipschitz.entries import JacobianBounds, jacobian_bounds, jvp_bounds
 from lipschitz.methods import METHODS, MethodOptions
 from lipschitz.network.formats import load_model
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
 from lipschitz.searching import BranchOptions
-from lipschitz.tracing import build_graph
 
 __all__ = [
     "METHODS",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lipschitz.baselines.outcome import Outcome, interrupted_at_once, nothing_found
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
 from lipschitz.methods import (
@@ -24,12 +23,13 @@ from lipschitz.methods import (
     class_upper_bounds,
     run_bounder,
 )
+from lipschitz.network.graph import Graph
+from lipschitz.network.tracing import build_graph, placement
 from lipschitz.norms import norm_name
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
 from lipschitz.search_types import Progress
 from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
-from lipschitz.tracing import build_graph, placement
 
 
 class Prepared:
@@ -47,8 +47,8 @@ class Prepared:
             default engine.
 
     Raises:
-        InputError, NotImplementedError: As :func:`lipschitz.tracing.build_graph`, or an unknown
-            method or engine.
+        InputError, NotImplementedError: As :func:`lipschitz.network.tracing.build_graph`, or an
+            unknown method or engine.
     """
 
     def __init__(

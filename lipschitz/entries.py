@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lipschitz.api import input_shape_of
 from lipschitz.entry_bounds import certified_entries, certified_products, checked, root_bounds
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
+from lipschitz.network.tracing import build_graph
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import LocalProblem, make_problem
-from lipschitz.tracing import build_graph
 
 Ends = tuple[Tensor | float, Tensor | float]
 

@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lipschitz.affine import AffineMap, Combination, Reshape, Scale
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.affine import AffineMap, Combination, Reshape, Scale
+from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.rounding import raise_upper_bound
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph, Node
 from lipschitz.native.witness import witness_norms
+from lipschitz.network.graph import Graph, Node
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard

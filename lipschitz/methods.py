@@ -19,11 +19,11 @@ from lipschitz.baselines.recurjac import recurjac_bound
 from lipschitz.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
 from lipschitz.errors import InputError, suggest
 from lipschitz.global_norm import check_bounded_slopes, global_norm_bound
-from lipschitz.graph import Graph
 from lipschitz.lirpa.bounds import LirpaEngine, SlopeOptimization
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
+from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.sdp.bound import LastSolutions, SdpOptions, sdp_bounds

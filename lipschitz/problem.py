@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 
 # Status words of a result. Every one of them comes with certified bounds.

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 
 AnyBatch = TypeVar("AnyBatch", bound="Batch")
 

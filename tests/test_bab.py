@@ -26,10 +26,10 @@ from lipschitz.lower_bound import sample_gradients
 from lipschitz.native.crown import native_crown
 from lipschitz.native.input_search import InputSearch
 from lipschitz.native.search import NativeSearch
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
 from lipschitz.search_types import Limits
 from lipschitz.searching import BranchOptions, bound_by_branching
-from lipschitz.tracing import build_graph
 from utils import read_rows
 
 SLACK = 1e-9

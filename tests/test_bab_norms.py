@@ -19,10 +19,10 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.entry_search import EntrySearch
 from lipschitz.native.functional import FunctionalSearch
 from lipschitz.native.search import NativeSearch
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
 from lipschitz.sdp.bound import sdp_bounds
 from lipschitz.searching import BranchOptions, bound_by_branching
-from lipschitz.tracing import build_graph
 
 NORMS = {
     "2": lambda jacobian: np.linalg.norm(jacobian, axis=1),

@@ -11,12 +11,12 @@ ORDER = [
     "models",
     "data",
     "lipschitz.relaxation",
-    "lipschitz.activations",
-    "lipschitz.affine",
-    "lipschitz.pooling",
-    "lipschitz.graph",
-    "lipschitz.building",
-    "lipschitz.tracing",
+    "lipschitz.network.activations",
+    "lipschitz.network.affine",
+    "lipschitz.network.pooling",
+    "lipschitz.network.graph",
+    "lipschitz.network.building",
+    "lipschitz.network.tracing",
     "lipschitz.rounding",
     "lipschitz.norms",
     "lipschitz.problem",
@@ -108,7 +108,7 @@ def test_a_wrong_import_is_caught(tmp_path):
     """Negative control."""
     wrong = tmp_path / "affine.py"
     wrong.write_text("from lipschitz.api import local_lipschitz\n")
-    assert violations(wrong, "lipschitz.affine")
+    assert violations(wrong, "lipschitz.network.affine")
 
 
 def test_only_the_adapter_imports_auto_lirpa():

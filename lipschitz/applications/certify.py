@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from lipschitz.api import Prepared, input_shape_of
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
 from lipschitz.lower_bound import Sampling
 from lipschitz.methods import MethodOptions
 from lipschitz.native.interval import forward_intervals
+from lipschitz.network.graph import Graph
 from lipschitz.norms import norm_name
 from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem
 from lipschitz.rounding import guard

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.affine import Linear, Reshape
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
 from lipschitz.entry_bounds import certified_entries, checked, root_bounds
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph, Node
 from lipschitz.native.crown import RootBounds
 from lipschitz.native.functional import FunctionalBisection, Functionals, FunctionalSearch
 from lipschitz.native.path_sums import PathSums
+from lipschitz.network.affine import Linear, Reshape
+from lipschitz.network.graph import Graph, Node
 from lipschitz.problem import LocalProblem
 
 INCREASING, DECREASING, CONSTANT = "increasing", "decreasing", "constant"

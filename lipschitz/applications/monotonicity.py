@@ -21,7 +21,7 @@ from lipschitz.applications.entry_signs import VERDICTS, EntrySign, check_featur
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.entries import Ends, box_problem
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem, class_rows
 
 _COLUMNS = (

@@ -12,7 +12,7 @@ import torch
 
 from lipschitz.baselines.needs import require_relu
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 
 
 @dataclass(frozen=True)

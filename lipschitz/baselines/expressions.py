@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.affine import AffineMap
-from lipschitz.graph import Graph
+from lipschitz.network.affine import AffineMap
+from lipschitz.network.graph import Graph
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation
 from lipschitz.native.interval import (
     ForwardIntervals,
     Interval,
@@ -28,6 +27,7 @@ from lipschitz.native.memory import default_memory_budget
 from lipschitz.native.passes import Lines, activation_lines
 from lipschitz.native.plan import Exactness, Plan
 from lipschitz.native.rows import needed_indices, place, preactivation_rows
+from lipschitz.network.activations import Activation
 from lipschitz.problem import LocalProblem
 
 

@@ -34,7 +34,7 @@ from lipschitz.baselines.chain import dense_chain
 from lipschitz.baselines.extras import require_extra
 from lipschitz.baselines.interrupts import interruptible
 from lipschitz.baselines.outcome import Outcome
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.rounding import raise_upper_bound
 

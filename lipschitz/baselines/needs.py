@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lipschitz.activations import PiecewiseLinear
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
+from lipschitz.network.activations import PiecewiseLinear
+from lipschitz.network.graph import Graph
 
 
 def require_relu(graph: Graph, method: str) -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph
 from lipschitz.lirpa.compat import (
     KNOWN_BOUNDS_ARGUMENT,
     Bound,
@@ -37,6 +36,7 @@ from lipschitz.native.interval import (
     forward_intervals,
     slope_intervals,
 )
+from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound

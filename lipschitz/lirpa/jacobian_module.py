@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lipschitz.activations import PiecewiseLinear
-from lipschitz.graph import Graph
 from lipschitz.lirpa.operators import (
     ActivationFunction,
     AdjointFunction,
     AffineFunction,
     SlopeProductFunction,
 )
+from lipschitz.network.activations import PiecewiseLinear
+from lipschitz.network.graph import Graph
 
 
 class JacobianModule(nn.Module):

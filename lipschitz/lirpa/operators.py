@@ -1,10 +1,11 @@
 """The four operators engine A adds to auto_LiRPA.
 
-``AffineMap`` and its adjoint carry any :class:`lipschitz.affine.AffineMap` through auto_LiRPA, so
-that one rule covers every layer, stride, padding, group and pooling in both directions of the
-network; the layers of auto_LiRPA 0.3 cover only some. ``SlopeProduct`` is the multiplication
-``h = g * act'(z)`` of a backward pass, with the relaxation of Shi et al. 2022. ``Activation`` is
-any activation but ReLU and LeakyReLU, whose lower slopes auto_LiRPA optimises itself.
+``AffineMap`` and its adjoint carry any :class:`lipschitz.network.affine.AffineMap` through
+auto_LiRPA, so that one rule covers every layer, stride, padding, group and pooling in both
+directions of the network; the layers of auto_LiRPA 0.3 cover only some. ``SlopeProduct`` is the
+multiplication ``h = g * act'(z)`` of a backward pass, with the relaxation of Shi et al. 2022.
+``Activation`` is any activation but ReLU and LeakyReLU, whose lower slopes auto_LiRPA optimises
+itself.
 
 Each has two halves. An autograd function gives the operator a value and a name in the traced
 graph; a ``Bound`` subclass propagates bounds through it. Coefficient tensors of auto_LiRPA have
@@ -20,9 +21,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph
 from lipschitz.lirpa.compat import Bound
 from lipschitz.native.interval import Interval, product_interval
+from lipschitz.network.graph import Graph
 from lipschitz.relaxation import LineBounds, slope_product_lines
 
 Coefficients = Tensor | None

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.activations import PiecewiseLinear
 from lipschitz.native.attaining import attaining_values
 from lipschitz.native.crown import RootBounds, preactivation_bounds, root_bounds
 from lipschitz.native.curve_slopes import CurveSlopes
@@ -35,6 +34,7 @@ from lipschitz.native.plan import Exactness, Plan, unit_rows
 from lipschitz.native.rows import intersect, needed_indices, place
 from lipschitz.native.spectral import spectral_bounds
 from lipschitz.native.windows import Window
+from lipschitz.network.activations import PiecewiseLinear
 from lipschitz.problem import LocalProblem
 
 # Tensors of one row's widest node that an optimisation step holds: slopes, Adam's two moments,

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lipschitz.affine import AffineMap, Combination, Convolution, Reshape, Scale
 from lipschitz.native.passes import Lines
 from lipschitz.native.plan import Plan
 from lipschitz.native.windows import Window, convolve_region, geometry
+from lipschitz.network.affine import AffineMap, Combination, Convolution, Reshape, Scale
 
 
 def attaining_values(

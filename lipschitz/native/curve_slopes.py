@@ -2,8 +2,8 @@
 
 A ReLU has one free slope, that of the line below it; a curved activation has two, each anywhere
 in its slope interval, and the intercept follows from the slope
-(:meth:`lipschitz.activations.Activation.support`). By the envelope theorem the derivative of an
-intercept by its slope is minus the point where the line touches, so the derivative of a row's
+(:meth:`lipschitz.network.activations.Activation.support`). By the envelope theorem the derivative
+of an intercept by its slope is minus the point where the line touches, so the derivative of a row's
 bound is its coefficient times how far the attaining value is from there.
 
 Shapes: B boxes, K rows, as in :mod:`lipschitz.native.passes`.
@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation
 from lipschitz.native.interval import Interval
 from lipschitz.native.passes import Lines
+from lipschitz.network.activations import Activation
 
 # Sides of a function on which lines lie: below and above.
 SIDES = (1, -1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph
+from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
 from lipschitz.rounding import guard
 

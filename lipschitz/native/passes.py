@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation, PiecewiseLinear
 from lipschitz.native.interval import Interval
 from lipschitz.native.memory import take
 from lipschitz.native.plan import Plan
 from lipschitz.native.windows import Window, adjoint, crop, linear_from
+from lipschitz.network.activations import Activation, PiecewiseLinear
 from lipschitz.relaxation import slope_product_lines
 
 

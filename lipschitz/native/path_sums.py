@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.affine import (
+from lipschitz.native.interval import Interval
+from lipschitz.network.affine import (
     AffineMap,
     Combination,
     Convolution,
@@ -33,9 +34,8 @@ from lipschitz.affine import (
     TransposedConvolution,
     Weighted,
 )
-from lipschitz.graph import Graph
-from lipschitz.native.interval import Interval
-from lipschitz.pooling import Selection
+from lipschitz.network.graph import Graph
+from lipschitz.network.pooling import Selection
 from lipschitz.rounding import guard
 
 

@@ -12,8 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from lipschitz.affine import Combination, Reshape, Scale
-from lipschitz.graph import Graph
+from lipschitz.network.affine import Combination, Reshape, Scale
+from lipschitz.network.graph import Graph
 
 
 class Exactness(IntEnum):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.affine import AffineMap, Combination, Convolution, Linear, Reshape, Scale
+from lipschitz.network.affine import AffineMap, Combination, Convolution, Linear, Reshape, Scale
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.graph import Graph
 from lipschitz.native.interval import Interval
+from lipschitz.network.graph import Graph
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import nn
 
 import lipschitz.entries
 from lipschitz import build_graph, jacobian_bounds, jvp_bounds
-from lipschitz.affine import Linear
 from lipschitz.errors import InputError
+from lipschitz.network.affine import Linear
 
 EPS = [0.0, 1e-3, 0.1, 1.0, 30.0]
 

@@ -4,7 +4,7 @@ from cases import CASES, mlp
 from torch import nn
 
 from lipschitz.global_norm import global_norm_bound
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 
 def test_product_of_layer_norms_of_an_mlp():

@@ -5,8 +5,8 @@ from oracles import jacobian
 from torch import nn
 
 from lipschitz.lower_bound import Sampling, gradient_norms, sample_gradients
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

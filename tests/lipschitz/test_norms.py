@@ -14,8 +14,8 @@ from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval, slope_intervals
 from lipschitz.native.plan import Plan
 from lipschitz.native.tangents import column_sums
+from lipschitz.network.tracing import build_graph
 from lipschitz.norms import Measure, norm_name, spectral_norm_bound
-from lipschitz.tracing import build_graph
 
 OPTIONS = MethodOptions(timeout=0.3)
 

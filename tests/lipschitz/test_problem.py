@@ -3,8 +3,8 @@ import torch
 from cases import mlp
 
 from lipschitz.errors import InputError
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import class_rows, input_box, make_problem
-from lipschitz.tracing import build_graph
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import lipschitz.native.search as native_search
 from lipschitz.branching import chooser
 from lipschitz.native.crown import native_crown
 from lipschitz.native.search import NativeSearch
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.splits import closed_halves, implications
-from lipschitz.tracing import build_graph
 
 
 def search_of(case: Case, eps: float, heuristic: str = "sign") -> NativeSearch:

@@ -9,7 +9,7 @@ import torch
 
 import models
 from lipschitz.errors import InputError
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from models import build_model, list_models, model_spec
 from utils import set_seed
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lipschitz.errors import InputError
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from models import build_model, model_spec
 from models.checkpoint import load_weights
 

@@ -10,7 +10,7 @@ from lipschitz import BranchOptions, CertifyOptions, Prepared, certified_radius,
 from lipschitz.applications import certify
 from lipschitz.applications.certify import certify_example, margins_at
 from lipschitz.errors import InputError
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 DUAL = {"inf": 1, "1": float("inf"), "2": 2}
 

@@ -27,7 +27,7 @@ from lipschitz.applications.entry_signs import (
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.entries import box_problem
 from lipschitz.native.functional import Functionals
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 QUICK = SignLimits(timeout=3)
 

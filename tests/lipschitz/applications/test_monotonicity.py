@@ -19,7 +19,7 @@ from lipschitz.applications.monotonicity import (
 )
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.errors import InputError
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 QUICK = SignLimits(timeout=3)
 

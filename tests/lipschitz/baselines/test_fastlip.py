@@ -6,11 +6,11 @@ from cases import CASES, REFERENCES
 from oracles import jacobians, points_in_box
 
 from lipschitz import build_graph, make_problem
-from lipschitz.activations import PiecewiseLinear
 from lipschitz.baselines import fastlip
 from lipschitz.baselines.fastlip import fastlin_preactivations, fastlip_bound, parallel_lines
 from lipschitz.native.interval import Interval, forward_intervals, interval_norm_bound
 from lipschitz.native.plan import Plan
+from lipschitz.network.activations import PiecewiseLinear
 
 BUDGET = 2**20
 

@@ -14,9 +14,9 @@ from oracles import (
 from lipschitz.lirpa import bounds as lirpa_bounds
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native.interval import interval_norm_bound
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.relaxation import LineBounds, slope_product_lines
-from lipschitz.tracing import build_graph
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: f"{r.file}@{r.eps}")

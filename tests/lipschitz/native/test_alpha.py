@@ -18,8 +18,8 @@ from lipschitz.native.passes import (
     value_upper_bound,
 )
 from lipschitz.native.plan import Plan, unit_rows
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 THOROUGH = SlopeSearch(steps=80, learning_rate=0.3, decay=0.95, patience=80)
 

@@ -12,8 +12,8 @@ from lipschitz.native.beta import SplitTightening, constrained_maximum
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
 from lipschitz.native.plan import Plan
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 
 def random_program(seed, inputs=4, constraints=3):

@@ -8,7 +8,7 @@ from lipschitz import make_problem
 from lipschitz.branching import chooser
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.search import NativeSearch
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import points_in_box
 

@@ -13,9 +13,9 @@ from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native import passes
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import interval_norm_bound
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.relaxation import LineBounds, slope_product_lines
-from lipschitz.tracing import build_graph
 
 EPS = [0.0, 1e-3, 0.1, 1.0, 30.0]
 

@@ -10,7 +10,7 @@ from lipschitz.native.curve_slopes import CurveSlopes
 from lipschitz.native.interval import Interval, forward_intervals
 from lipschitz.native.passes import activation_lines, value_upper_bound
 from lipschitz.native.plan import Plan, unit_rows
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import jacobians, points_in_box
 

@@ -8,8 +8,8 @@ from oracles import exact_preactivations, jacobians, network_at_its_kinks, point
 from lipschitz.native.crown import native_crown
 from lipschitz.native.domains import DomainBounder
 from lipschitz.native.interval import Interval
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 
 def problem_of(case, eps):

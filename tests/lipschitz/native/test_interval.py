@@ -9,8 +9,8 @@ from lipschitz.native.interval import (
     product_interval,
     slope_intervals,
 )
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -10,7 +10,7 @@ from oracles import jacobian, jacobians, points_in_box
 
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
 from lipschitz.native.path_sums import PathSums, SignedSums
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 
 def intervals(graph, lower, upper):

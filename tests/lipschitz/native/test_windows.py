@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lipschitz.affine import Combination, Convolution, Linear, Reshape, Scale
 from lipschitz.native import windows
 from lipschitz.native.windows import Window, adjoint, by_tiles, crop, linear_from
+from lipschitz.network.affine import Combination, Convolution, Linear, Reshape, Scale
 
 
 def rows_in_a_box(shape, starts, sizes, seed=0):

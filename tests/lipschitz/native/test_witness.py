@@ -8,8 +8,8 @@ from torch import nn
 
 from lipschitz.lower_bound import sample_gradients
 from lipschitz.native.witness import witness_norms
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.tracing import build_graph
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -16,11 +16,11 @@ import main
 from lipschitz import local_lipschitz
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem, make_problem
 from lipschitz.sdp.bound import SdpOptions, sdp_bounds, tightened
 from lipschitz.sdp.boxes import Effort, Solved, largest_size, root_facts, solve_boxes, warm_starts
 from lipschitz.sdp.recovery import points_to_try
-from lipschitz.tracing import build_graph
 from models import build_model
 from utils import run_cli
 

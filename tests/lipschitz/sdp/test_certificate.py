@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
 from lipschitz.sdp import certificate
 from lipschitz.sdp.boxes import Effort, root_facts, solve_boxes, warm_starts
 from lipschitz.sdp.certificate import certified_bound
 from lipschitz.sdp.dual import Multipliers, dual_matrix
 from lipschitz.sdp.program import Facts, Program, build_program
-from lipschitz.tracing import build_graph
 
 SLACK = 1e-9
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
 from lipschitz.sdp.boxes import root_facts
 from lipschitz.sdp.dual import DualMatrix, Multipliers, dual_matrix
 from lipschitz.sdp.program import Facts, Program, build_program
-from lipschitz.tracing import build_graph
 
 SLACK = 1e-9
 FAMILIES = ("entry", "neuron", "product", "below", "above")

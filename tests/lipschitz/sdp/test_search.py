@@ -19,12 +19,12 @@ import lipschitz.sdp.search as search
 from lipschitz.branching import chooser
 from lipschitz.native.crown import native_crown
 from lipschitz.native.search import NativeSearch
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import DOMAIN_LIMIT, EXACT, INTERRUPTED, make_problem
 from lipschitz.sdp.search import ProgramSearch
 from lipschitz.search_state import SearchState
 from lipschitz.search_types import Limits
 from lipschitz.searching import BranchOptions, bound_by_branching
-from lipschitz.tracing import build_graph
 
 SLACK = 1e-9
 

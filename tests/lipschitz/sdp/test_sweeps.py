@@ -13,13 +13,13 @@ from torch import Tensor
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
+from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.sdp.boxes import root_facts
 from lipschitz.sdp.certificate import certified_bound
 from lipschitz.sdp.dual import Multipliers, dual_matrix
 from lipschitz.sdp.program import Facts, Program, build_program
 from lipschitz.sdp.sweeps import Sweeps, rank_for
-from lipschitz.tracing import build_graph
 
 MANY = 400
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lipschitz import MethodOptions, Prepared, make_problem
 from lipschitz.native.alpha import native_alpha
+from lipschitz.network.tracing import build_graph
 from lipschitz.sdp.boxes import root_facts
 from lipschitz.sdp.certificate import certified_bound
 from lipschitz.sdp.program import Program, build_program
 from lipschitz.sdp.sweeps import Sweeps
 from lipschitz.sdp.warm import WarmStarts
-from lipschitz.tracing import build_graph
 
 RANK = 8
 

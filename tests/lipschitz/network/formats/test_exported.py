@@ -11,7 +11,7 @@ from torch import nn
 from lipschitz import Prepared, load_model, local_lipschitz, make_problem
 from lipschitz.errors import InputError
 from lipschitz.network.formats import read_network
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from models.checkpoint import load_checkpoint
 
 

@@ -9,7 +9,7 @@ import torch
 from lipschitz import load_model
 from lipschitz.errors import InputError
 from lipschitz.network.formats import read_network
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 h5py = pytest.importorskip("h5py")
 RANDOM = np.random.default_rng(0)

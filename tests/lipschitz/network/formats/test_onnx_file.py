@@ -9,7 +9,7 @@ from torch import nn
 from lipschitz import load_model, local_lipschitz
 from lipschitz.errors import InputError
 from lipschitz.network.formats import read_network
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from models import build_model
 
 onnx = pytest.importorskip("onnx")

@@ -6,8 +6,8 @@ from oracles import jacobian
 from torch import fx, nn
 
 from lipschitz.errors import InputError
-from lipschitz.graph import Graph
-from lipschitz.tracing import build_graph, check_jacobian
+from lipschitz.network.graph import Graph
+from lipschitz.network.tracing import build_graph, check_jacobian
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipschitz.activations import PiecewiseLinear
+from lipschitz.network.activations import PiecewiseLinear
 
 SLOPES = [0.0, 0.01, 0.7]
 

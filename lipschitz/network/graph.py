@@ -14,8 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lipschitz.activations import Activation
-from lipschitz.affine import AffineMap
+from lipschitz.network.activations import Activation
+from lipschitz.network.affine import AffineMap
 
 SlopeFunction = Callable[["Node", Tensor], Tensor]
 

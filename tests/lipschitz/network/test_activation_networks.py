@@ -12,7 +12,7 @@ from lipschitz.entries import jacobian_bounds
 from lipschitz.errors import InputError
 from lipschitz.lower_bound import Sampling, sample_gradients
 from lipschitz.methods import METHODS, MethodOptions, class_upper_bounds
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import jacobians, points_in_box
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lipschitz.affine.base import AffineMap
+from lipschitz.network.affine.base import AffineMap
 
 
 class Linear(AffineMap):

@@ -3,21 +3,21 @@
 :mod:`base` says what a map must offer, :mod:`maps` and :mod:`convolution` are the kinds there are,
 :mod:`calls` what a rule is told about a call. :data:`MODULE_RULES` and :data:`FUNCTION_RULES` say
 which PyTorch operators are affine and which map each of them is; an operator in none of them is
-refused by :mod:`lipschitz.tracing`.
+refused by :mod:`lipschitz.network.tracing`.
 """
 
-from lipschitz.affine.base import AffineMap, Applied, Branch, Value
-from lipschitz.affine.calls import Call, branches_of, operator_names, positive, reshaped
-from lipschitz.affine.convolution import Convolution, TransposedConvolution
-from lipschitz.affine.functions import (
+from lipschitz.network.affine.base import AffineMap, Applied, Branch, Value
+from lipschitz.network.affine.calls import Call, branches_of, operator_names, positive, reshaped
+from lipschitz.network.affine.convolution import Convolution, TransposedConvolution
+from lipschitz.network.affine.functions import (
     FUNCTION_RULES,
     LIKE_ANOTHER,
     METADATA,
     REFUSED_FUNCTIONS,
     SPLITS,
 )
-from lipschitz.affine.maps import Combination, Linear, Positive, Reshape, Scale, Weighted
-from lipschitz.affine.modules import IDENTITY_MODULES, MODULE_RULES, REFUSED_MODULES
+from lipschitz.network.affine.maps import Combination, Linear, Positive, Reshape, Scale, Weighted
+from lipschitz.network.affine.modules import IDENTITY_MODULES, MODULE_RULES, REFUSED_MODULES
 
 __all__ = [
     "FUNCTION_RULES",

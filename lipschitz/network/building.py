@@ -2,8 +2,8 @@
 
 The trace is run on a sample of inputs, so that every shape is known and everything that does
 not depend on the input (sizes, constants, ``self.weight * 2``) is simply computed. What depends on
-the input must have a rule in :mod:`lipschitz.affine` or be an activation of the table; the rest is
-refused by name.
+the input must have a rule in :mod:`lipschitz.network.affine` or be an activation of the table; the
+rest is refused by name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lipschitz import affine
-from lipschitz.activations import (
+from lipschitz.errors import InputError, first_line
+from lipschitz.network import affine
+from lipschitz.network.activations import (
     ACTIVATION_FUNCTIONS,
     ACTIVATION_MODULES,
     SUPPORTED_ACTIVATIONS,
@@ -28,11 +29,10 @@ from lipschitz.activations import (
     Softsign,
     Square,
 )
-from lipschitz.affine import Branch, Call, Value
-from lipschitz.affine.calls import is_in_place
-from lipschitz.errors import InputError, first_line
-from lipschitz.graph import Graph, Node
-from lipschitz.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
+from lipschitz.network.affine import Branch, Call, Value
+from lipschitz.network.affine.calls import is_in_place
+from lipschitz.network.graph import Graph, Node
+from lipschitz.network.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
 
 _COVERED = (
     "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
@@ -366,7 +366,7 @@ class Builder:
         return self._add(node.name, (parent.index,), value, activation=activation)
 
     def _maximum(self, node: fx.Node, parent: Branch, windows: Tensor, value: Tensor) -> Branch:
-        """The largest entry of every window, see :mod:`lipschitz.pooling`."""
+        """The largest entry of every window, see :mod:`lipschitz.network.pooling`."""
         current, relu = parent, PiecewiseLinear()
         device, dtype = value.device, value.dtype
         for level in comparisons(windows, parent.shape, value.shape[1:]):

@@ -1,7 +1,7 @@
-"""From a PyTorch module to a :class:`lipschitz.graph.Graph`, refusing what is not covered.
+"""From a PyTorch module to a :class:`lipschitz.network.graph.Graph`, refusing what is not covered.
 
 The module is traced by ``torch.fx``, or by ``torch.export`` where its Python code branches on
-shapes, and the trace becomes a graph in :mod:`lipschitz.building`.
+shapes, and the trace becomes a graph in :mod:`lipschitz.network.building`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from contextlib import redirect_stderr, redirect_stdout
 import torch
 from torch import Tensor, fx, nn
 
-from lipschitz.building import Builder
 from lipschitz.errors import InputError, first_line
-from lipschitz.graph import Graph
+from lipschitz.network.building import Builder
 from lipschitz.network.formats.exported import ExportedNetwork
+from lipschitz.network.graph import Graph
 
 # Modules whose training mode changes what they compute.
 _TRAINING_SENSITIVE = (

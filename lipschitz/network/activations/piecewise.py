@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.activations.base import Activation
+from lipschitz.network.activations.base import Activation
 
 
 class Straight(Activation):

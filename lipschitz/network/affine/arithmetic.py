@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipschitz.affine.base import Applied, Branch, Value
-from lipschitz.affine.calls import Call, broadcast, positive, weighted
-from lipschitz.affine.maps import Combination, Linear, Scale
+from lipschitz.network.affine.base import Applied, Branch, Value
+from lipschitz.network.affine.calls import Call, broadcast, positive, weighted
+from lipschitz.network.affine.maps import Combination, Linear, Scale
 
 
 def _sum(call: Call, terms: list[tuple[float, Any]]) -> Value:

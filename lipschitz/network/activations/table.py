@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipschitz.activations.base import Activation
-from lipschitz.activations.gated import GELU, Mish, SiLU, TanhGELU
-from lipschitz.activations.periodic import Sine
-from lipschitz.activations.piecewise import (
+from lipschitz.network.activations.base import Activation
+from lipschitz.network.activations.gated import GELU, Mish, SiLU, TanhGELU
+from lipschitz.network.activations.periodic import Sine
+from lipschitz.network.activations.piecewise import (
     ELU,
     Absolute,
     Hardswish,
@@ -23,8 +23,8 @@ from lipschitz.activations.piecewise import (
     PReLU,
     Softshrink,
 )
-from lipschitz.activations.relu import PiecewiseLinear
-from lipschitz.activations.smooth import (
+from lipschitz.network.activations.relu import PiecewiseLinear
+from lipschitz.network.activations.smooth import (
     Arctan,
     Sigmoid,
     Softplus,

@@ -1,10 +1,10 @@
 """Activations: everything bound propagation must know about one, in one table."""
 
-from lipschitz.activations.base import Activation
-from lipschitz.activations.piecewise import Absolute, PReLU
-from lipschitz.activations.relu import PiecewiseLinear
-from lipschitz.activations.smooth import Softsign, Square
-from lipschitz.activations.table import (
+from lipschitz.network.activations.base import Activation
+from lipschitz.network.activations.piecewise import Absolute, PReLU
+from lipschitz.network.activations.relu import PiecewiseLinear
+from lipschitz.network.activations.smooth import Softsign, Square
+from lipschitz.network.activations.table import (
     ACTIVATION_FUNCTIONS,
     ACTIVATION_MODULES,
     SUPPORTED_ACTIVATIONS,

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lipschitz.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
-from lipschitz.activations.piecewise import ELU, Hardtanh, PReLU, Softshrink
-from lipschitz.activations.smooth import Softplus
+from lipschitz.network.activations import ACTIVATION_FUNCTIONS, ACTIVATION_MODULES
+from lipschitz.network.activations.piecewise import ELU, Hardtanh, PReLU, Softshrink
+from lipschitz.network.activations.smooth import Softplus
 
 _ARGUMENTS = {
     torch.clamp: (-0.5, 0.7),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.activations.smooth import Smooth
+from lipschitz.network.activations.smooth import Smooth
 from lipschitz.relaxation import LineBounds
 
 _PERIOD = 2 * math.pi
@@ -73,7 +73,7 @@ class Sine(Smooth):
         return start, torch.where(near, start + (upper - lower), _PERIOD), error, near
 
     def slope_interval(self, preact_lower: Tensor, preact_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Interval of cosines, see :meth:`lipschitz.activations.base.Activation.slope_interval`."""
+        """Interval of cosines; see the base class."""
         return self._enclosed(preact_lower, preact_upper, self._period.slope_interval)
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lipschitz.affine.base import Applied, Branch, Value
-from lipschitz.affine.calls import Call, positive, reshaped
-from lipschitz.affine.functions import convolution, resized, scale_per_channel, transposed
-from lipschitz.affine.maps import Linear, Positive
+from lipschitz.network.affine.base import Applied, Branch, Value
+from lipschitz.network.affine.calls import Call, positive, reshaped
+from lipschitz.network.affine.functions import convolution, resized, scale_per_channel, transposed
+from lipschitz.network.affine.maps import Linear, Positive
 
 ModuleRule = Callable[[Call, nn.Module], Value]
 

@@ -7,11 +7,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipschitz.activations import Activation, PiecewiseLinear, Square
-from lipschitz.activations.gated import GELU, Mish, SiLU, TanhGELU
-from lipschitz.activations.periodic import Sine
-from lipschitz.activations.piecewise import ELU, Absolute, Hardswish, Hardtanh, PReLU, Softshrink
-from lipschitz.activations.smooth import Arctan, Sigmoid, Softplus, Softsign, Tanh, Tanhshrink
+from lipschitz.network.activations import Activation, PiecewiseLinear, Square
+from lipschitz.network.activations.gated import GELU, Mish, SiLU, TanhGELU
+from lipschitz.network.activations.periodic import Sine
+from lipschitz.network.activations.piecewise import (
+    ELU,
+    Absolute,
+    Hardswish,
+    Hardtanh,
+    PReLU,
+    Softshrink,
+)
+from lipschitz.network.activations.smooth import (
+    Arctan,
+    Sigmoid,
+    Softplus,
+    Softsign,
+    Tanh,
+    Tanhshrink,
+)
 
 DTYPES = [torch.float32, torch.float64]
 ACTIVATIONS = [

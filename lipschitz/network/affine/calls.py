@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.affine.base import Applied, Branch, Value
-from lipschitz.affine.maps import Positive, Reshape, Weighted
+from lipschitz.network.affine.base import Applied, Branch, Value
+from lipschitz.network.affine.maps import Positive, Reshape, Weighted
 
 _NAMESPACES = (F, torch, operator, torch.Tensor, torch._C._nn)
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}

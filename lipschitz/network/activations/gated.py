@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.activations.smooth import FAR, Smooth
+from lipschitz.network.activations.smooth import FAR, Smooth
 
 _KNOTS = 4096
 _REACH = 12.0

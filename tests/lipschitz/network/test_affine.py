@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from oracles import dense_matrix
 from torch import nn
 
-from lipschitz.affine import Convolution
-from lipschitz.tracing import build_graph
+from lipschitz.network.affine import Convolution
+from lipschitz.network.tracing import build_graph
 
 MAPS = [
     pytest.param(node.affine, id=f"{case.name}-{node.name}")

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipschitz.affine import AffineMap
+from lipschitz.network.affine import AffineMap
 
 
 class Selection(AffineMap):

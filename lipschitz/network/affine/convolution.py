@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.affine.base import AffineMap
+from lipschitz.network.affine.base import AffineMap
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONVOLUTION_TRANSPOSE = {

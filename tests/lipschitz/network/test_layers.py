@@ -20,7 +20,7 @@ from lipschitz import (
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import forward_intervals, interval_norm_bound
-from lipschitz.tracing import build_graph
+from lipschitz.network.tracing import build_graph
 
 PLAIN = MethodOptions(optimize=False)
 

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lipschitz.activations import PiecewiseLinear
-from lipschitz.pooling import Selection, comparisons
-from lipschitz.tracing import build_graph
+from lipschitz.network.activations import PiecewiseLinear
+from lipschitz.network.pooling import Selection, comparisons
+from lipschitz.network.tracing import build_graph
 from tests.oracles import dense_matrix, jacobians
 
 

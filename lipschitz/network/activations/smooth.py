@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.activations.base import Activation
+from lipschitz.network.activations.base import Activation
 
 # Beyond it the slope of every activation here is, to the last digit of float64, its limit.
 FAR = 1e3

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipschitz.affine.arithmetic import ARITHMETIC_RULES
-from lipschitz.affine.base import Applied, Branch, Value
-from lipschitz.affine.calls import Call, broadcast, positive, reshaped, weighted
-from lipschitz.affine.convolution import Convolution, TransposedConvolution
-from lipschitz.affine.maps import Linear, Positive, Scale
+from lipschitz.network.affine.arithmetic import ARITHMETIC_RULES
+from lipschitz.network.affine.base import Applied, Branch, Value
+from lipschitz.network.affine.calls import Call, broadcast, positive, reshaped, weighted
+from lipschitz.network.affine.convolution import Convolution, TransposedConvolution
+from lipschitz.network.affine.maps import Linear, Positive, Scale
 
 FunctionRule = Callable[..., Value]
 

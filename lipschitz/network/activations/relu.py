@@ -1,7 +1,7 @@
 """ReLU and LeakyReLU: two lines that meet at 0, the second with slope 1.
 
-Everything here is the closed form of what :mod:`lipschitz.activations.base` finds by search, and
-the engines have shorter ways for these two.
+Everything here is the closed form of what :mod:`lipschitz.network.activations.base` finds by
+search, and the engines have shorter ways for these two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lipschitz.activations.base import Activation
+from lipschitz.network.activations.base import Activation
 
 
 @dataclass(frozen=True)
