@@ -35,7 +35,6 @@ from lipschitz import (
     Prepared,
     make_problem,
 )
-from lipschitz.branching import HEURISTICS
 from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import SlopeOptimization
 from lipschitz.lower_bound import Sampling
@@ -45,7 +44,8 @@ from lipschitz.network.tracing import placement
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import INTERRUPTED
-from lipschitz.searching import check_branching, check_searched
+from lipschitz.search.heuristics import HEURISTICS
+from lipschitz.search.options import check_branching, check_searched
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp

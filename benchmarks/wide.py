@@ -17,7 +17,7 @@ from benchmarks.networks import MLP_16, MLP_32, MNIST_CNN, Network, trained_mlp
 from experiments.figures import COLOURS, MARKERS
 from lipschitz import BranchOptions, MethodOptions, Prepared, make_problem
 from lipschitz.errors import InputError
-from lipschitz.search_types import Progress
+from lipschitz.search.interface import Progress
 from utils import Parser, run_cli
 
 NETWORKS = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from lipschitz.search_types import Progress
+from lipschitz.search.interface import Progress
 from utils import append_row
 
 Watch = Callable[[Progress], None]

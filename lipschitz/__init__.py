@@ -10,7 +10,7 @@ from lipschitz.methods import METHODS, MethodOptions
 from lipschitz.network.formats import load_model
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LipschitzResult, LocalProblem, make_problem
-from lipschitz.searching import BranchOptions
+from lipschitz.search.options import BranchOptions
 
 __all__ = [
     "METHODS",

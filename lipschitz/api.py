@@ -28,8 +28,9 @@ from lipschitz.network.tracing import build_graph, placement
 from lipschitz.norms import norm_name
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
-from lipschitz.search_types import Progress
-from lipschitz.searching import BranchOptions, bound_by_branching, check_branching
+from lipschitz.search.interface import Progress
+from lipschitz.search.options import BranchOptions, check_branching
+from lipschitz.search.run import bound_by_branching
 
 
 class Prepared:

@@ -361,10 +361,10 @@ def test_a_timeout_leaves_certified_bounds():
 
 
 def test_interrupting_a_search_keeps_its_row_and_stops(monkeypatch, capsys):
-    from lipschitz.native.search import NativeSearch
+    from lipschitz.search.engines.neurons import NeuronSearch
 
     calls = []
-    real = NativeSearch.children
+    real = NeuronSearch.children
 
     def children(self, parents):
         calls.append(len(parents))
@@ -372,7 +372,7 @@ def test_interrupting_a_search_keeps_its_row_and_stops(monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(self, parents)
 
-    monkeypatch.setattr(NativeSearch, "children", children)
+    monkeypatch.setattr(NeuronSearch, "children", children)
     weights = str(REFERENCE / "simple_mlp_3layer_32.pth")
     argv = [*SIMPLE[:4], "--width", "32", "--load", weights, "--eps", "0.2", "--bab"]
     assert run(*argv, "--output", "rows.jsonl") == 130

@@ -34,7 +34,7 @@ from lipschitz.network.graph import Graph
 from lipschitz.norms import norm_name
 from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem
 from lipschitz.rounding import guard
-from lipschitz.searching import BranchOptions
+from lipschitz.search.options import BranchOptions
 
 # Radii are lowered by this share, which covers the rounding of a division and a comparison.
 _MARGIN = 4 * guard(torch.float64)

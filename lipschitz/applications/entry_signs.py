@@ -24,11 +24,11 @@ from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_p
 from lipschitz.entry_bounds import certified_entries, checked, root_bounds
 from lipschitz.errors import InputError
 from lipschitz.native.crown import RootBounds
-from lipschitz.native.functional import FunctionalBisection, Functionals, FunctionalSearch
 from lipschitz.native.path_sums import PathSums
 from lipschitz.network.affine import Linear, Reshape
 from lipschitz.network.graph import Graph, Node
 from lipschitz.problem import LocalProblem
+from lipschitz.search.engines.functionals import FunctionalBisection, Functionals, FunctionalSearch
 
 INCREASING, DECREASING, CONSTANT = "increasing", "decreasing", "constant"
 NEITHER, UNDECIDED = "neither", "undecided"

@@ -1,8 +1,8 @@
 """Is a functional of the Jacobian ever above 0 on a box? Branch and bound for one question.
 
-Unlike the search for the largest norm (``bab.py``) this one stops at the first positive value, or
-when no subdomain can hold one. A part of the box that can be neither split nor refuted leaves the
-question open; it is never dropped.
+Unlike the search for the largest norm (``lipschitz/search/loop.py``) this one stops at the first
+positive value, or when no subdomain can hold one. A part of the box that can be neither split nor
+refuted leaves the question open; it is never dropped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.domain_pool import DomainPool
-from lipschitz.native.functional import FunctionalBisection, FunctionalSearch
-from lipschitz.search_types import Report
-from lipschitz.subdomains import Batch
+from lipschitz.search.engines.functionals import FunctionalBisection, FunctionalSearch
+from lipschitz.search.interface import Report
+from lipschitz.search.pool import DomainPool
+from lipschitz.search.subdomains import Batch
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from lipschitz.applications.entry_signs import (
 )
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.entries import box_problem
-from lipschitz.native.functional import Functionals
 from lipschitz.network.tracing import build_graph
+from lipschitz.search.engines.functionals import Functionals
 
 QUICK = SignLimits(timeout=3)
 

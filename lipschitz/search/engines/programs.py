@@ -6,7 +6,7 @@ root, so what counts is how far a subdomain's linear bound lags behind it. If sp
 bounds, as measured, make up for that in less time than a program takes, the subdomain is split;
 otherwise its program is solved. So programs work near the root and linear bounds in the depth.
 
-Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
+Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lipschitz.native.crown import RootBounds
 from lipschitz.native.interval import Interval
-from lipschitz.native.search import NativeSearch
 from lipschitz.sdp.boxes import (
     Effort,
     programs_at_once,
@@ -30,8 +29,9 @@ from lipschitz.sdp.boxes import (
 )
 from lipschitz.sdp.program import Facts
 from lipschitz.sdp.recovery import points_to_try
-from lipschitz.search_types import Report
-from lipschitz.subdomains import Subdomains, concatenate
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.interface import Report
+from lipschitz.search.subdomains import Subdomains, concatenate
 
 # A program is solved to this relative gap, or for so many sweeps: its children go on from where it
 # ends.
@@ -90,7 +90,7 @@ class ProgramSearch:
     """
 
     def __init__(
-        self, native: NativeSearch, root: RootBounds, deadline: float, *, always: bool = False
+        self, native: NeuronSearch, root: RootBounds, deadline: float, *, always: bool = False
     ) -> None:
         self.native, self.deadline, self.always = native, deadline, always
         self.problem, self.layout = native.problem, native.layout

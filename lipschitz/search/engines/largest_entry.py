@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lipschitz.native.crown import RootBounds
-from lipschitz.native.functional import Functionals, FunctionalSearch
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
+from lipschitz.search.engines.functionals import Functionals, FunctionalSearch
 
 
 class EntrySearch(FunctionalSearch):

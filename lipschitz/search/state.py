@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.domain_pool import DomainPool
 from lipschitz.rounding import guard
-from lipschitz.search_types import Bounding, Progress, Report, SearchResult
-from lipschitz.subdomains import Batch
+from lipschitz.search.interface import Bounding, Progress, Report, SearchResult
+from lipschitz.search.pool import DomainPool
+from lipschitz.search.subdomains import Batch
 
 
 class SearchState:

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lipschitz import make_problem
-from lipschitz.branching import chooser
 from lipschitz.native.alpha import native_alpha
-from lipschitz.native.search import NativeSearch
 from lipschitz.network.tracing import build_graph
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import chooser
 from tests.cases import mlp
 from tests.oracles import points_in_box
 
@@ -19,7 +19,7 @@ def test_points_of_a_subdomain_keep_its_constraints(kind):
     model = mlp(3, 6, 6, 1, activation=kind).double().eval()
     graph = build_graph(model, (3,))
     problem = make_problem(graph, torch.full((3,), 0.4, dtype=torch.float64), 1.0)
-    search = NativeSearch(problem, native_alpha(problem), chooser("slope"))
+    search = NeuronSearch(problem, native_alpha(problem), chooser("slope"))
     subdomains = search.root()
     for _ in range(4):
         subdomains = subdomains.take(subdomains.choice >= 0)

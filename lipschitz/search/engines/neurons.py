@@ -1,10 +1,11 @@
 """Bounds of subdomains for branch and bound, on plain batched tensor operations.
 
-Children get the cheap bound of :mod:`lipschitz.native.vector_pass`. A subdomain that has reached
-the top of the pool after enough neuron splits is *refined*: CROWN bounds of pre-activations,
-cotangents and entries under its splits, and a test whether its splits leave any input.
+Children get the cheap bound of :mod:`lipschitz.search.subdomain_bounds.cheap`. A subdomain that has
+reached the top of the pool after enough neuron splits is *refined*: CROWN bounds of
+pre-activations, cotangents and entries under its splits, and a test whether its splits leave any
+input.
 
-Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
+Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.branching import Chooser, SplitFacts
 from lipschitz.feasibility import search_feasible
 from lipschitz.leaf import check_leaf
-from lipschitz.native.constraints import SplitConstraints
 from lipschitz.native.crown import RootBounds, norm_bounds
-from lipschitz.native.domains import DomainBounder
 from lipschitz.native.first_layer import FirstLayer
 from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.native.vector_pass import (
+from lipschitz.native.witness import witness_norms
+from lipschitz.problem import LocalProblem
+from lipschitz.search.heuristics import Chooser, SplitFacts
+from lipschitz.search.interface import Report
+from lipschitz.search.splits import closed_halves, implications
+from lipschitz.search.subdomain_bounds.cheap import (
     VectorBound,
     preact_ancestors,
     tighten_cotangents,
     tighten_preacts,
     vector_bound,
 )
-from lipschitz.native.witness import witness_norms
-from lipschitz.problem import LocalProblem
-from lipschitz.search_types import Report
-from lipschitz.splits import closed_halves, implications
-from lipschitz.subdomains import NeuronLayout, Subdomains, concatenate
+from lipschitz.search.subdomain_bounds.constraints import SplitConstraints
+from lipschitz.search.subdomain_bounds.full import DomainBounder
+from lipschitz.search.subdomains import NeuronLayout, Subdomains, concatenate
 
 # Refining costs one row per loose neuron and entry, a cheap bound about this many rows.
 _ROWS_OF_A_CHEAP_BOUND = 15
@@ -39,7 +40,7 @@ _ROWS_OF_A_CHEAP_BOUND = 15
 _LARGEST_CONSTRAINTS = 10**5
 
 
-class NativeSearch:
+class NeuronSearch:
     """What branch and bound asks of the native engine, for one problem.
 
     Args:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from lipschitz.branching import (
+from lipschitz.errors import InputError
+from lipschitz.search.heuristics import (
     HEURISTICS,
     SplitFacts,
     area_score,
@@ -13,7 +14,6 @@ from lipschitz.branching import (
     chooser,
     slope_score,
 )
-from lipschitz.errors import InputError
 
 
 def facts(**changes) -> SplitFacts:

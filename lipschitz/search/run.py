@@ -5,24 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-import bab
-from lipschitz.branching import HEURISTICS, chooser
-from lipschitz.combined_search import PROGRAMS, combined_search
 from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import Sampling, sample_gradients
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import RootBounds, native_crown
-from lipschitz.native.entry_search import EntrySearch
-from lipschitz.native.input_search import InputSearch
 from lipschitz.native.interval import interval_norm_bound
-from lipschitz.native.search import NativeSearch
-from lipschitz.norms import Measure
 from lipschitz.problem import (
     DOMAIN_LIMIT,
     EXACT,
@@ -31,10 +23,16 @@ from lipschitz.problem import (
     LipschitzResult,
     LocalProblem,
 )
-from lipschitz.search_types import Bounding, Limits, Progress
+from lipschitz.search.engines.inputs import InputSearch
+from lipschitz.search.engines.largest_entry import EntrySearch
+from lipschitz.search.engines.lirpa import LirpaSearch
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import chooser
+from lipschitz.search.interface import Bounding, Limits, Progress
+from lipschitz.search.loop import branch_and_bound
+from lipschitz.search.options import REFRESH_EVERY, BranchOptions, check_branching, check_searched
+from lipschitz.search.with_programs import combined_search
 
-BRANCHES = ("relu", "input", "auto")
-_REFRESH = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
 # Curved activations have no pieces to be found: there the box is worth a trial up to here.
@@ -43,93 +41,6 @@ _TRIAL_SECONDS = 0.5
 # Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
 _BETA_STEPS = 8
 _POOL_BYTES = 2 * 2**30
-
-
-@dataclass(frozen=True)
-class BranchOptions:
-    """How to search.
-
-    Attributes:
-        timeout: Seconds, root bound included.
-        tolerance: Relative gap up to which the result is called exact.
-        batch_size: Subdomains split per round; by the network's size if None.
-        max_domains: Open subdomains kept; by memory if None.
-        heuristic: ``sign``, ``slope``, ``area`` or ``babsr``; None is ``sign`` on the native engine
-            (in norm 2 ``slope``; in norm 1 always that) and ``area``, the paper's, on auto_LiRPA's.
-        branch: ``relu`` (neurons and signs of entries), ``input`` (the box) or ``auto``.
-        beta_steps: Steps with which multipliers of the splits (beta-CROWN) tighten recomputed
-            intervals; 0 leaves them out, None is 8 on the native engine.
-        refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
-            ``auto``: by cost.
-        sdp: Semidefinite bounds of subdomains: ``auto`` (where linear bounds lag far behind),
-            ``always`` (for every subdomain that is split) or ``never``.
-    """
-
-    timeout: float = 60.0
-    tolerance: float = 1e-4
-    batch_size: int | None = None
-    max_domains: int | None = None
-    heuristic: str | None = None
-    branch: str = "auto"
-    refresh: str = "auto"
-    beta_steps: int | None = None
-    sdp: str = "auto"
-
-    def having(self, **changes: object) -> BranchOptions:
-        """The same with some options replaced."""
-        return replace(self, **changes)
-
-
-def check_branching(options: BranchOptions, engine: str) -> None:
-    """Refuse options that do not exist or that an engine does not have.
-
-    Raises:
-        InputError: With what to use instead.
-    """
-    for name, known in (
-        ("branch", BRANCHES),
-        ("refresh", tuple(_REFRESH)),
-        ("sdp", PROGRAMS),
-    ):
-        if getattr(options, name) not in known:
-            raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
-    if options.heuristic is not None:
-        chooser(options.heuristic)
-    if options.beta_steps is not None and options.beta_steps < 0:
-        raise InputError(f"beta steps {options.beta_steps}: expected 0 or more")
-    if engine == "native":
-        return
-    if engine != "auto_lirpa":
-        raise InputError(f"unknown engine {engine!r}: use native or auto_lirpa")
-    if options.heuristic is not None and HEURISTICS[options.heuristic][1]:
-        raise InputError(
-            f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
-            "engine bounds: use slope, area or babsr with auto_lirpa"
-        )
-    if options.sdp == "always":
-        raise InputError("auto_lirpa's search has no semidefinite bounds: use engine native")
-    if options.branch == "input" or options.refresh == "on" or options.beta_steps:
-        raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
-
-
-def check_searched(measure: Measure, options: BranchOptions, engine: str) -> None:
-    """Refuse what no search bounds.
-
-    Raises:
-        InputError: With what to use instead.
-    """
-    if measure.joint:
-        raise InputError(
-            f"branch and bound searches single outputs in norm {measure.norm}: ask for outputs "
-            "'each', or leave it out"
-        )
-    if measure.norm == "inf" and measure.free is None:
-        return
-    what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
-    if options.sdp == "always" and measure.norm == "1":
-        raise InputError("semidefinite programs do not bound norm 1: use sdp auto or never")
-    if engine == "auto_lirpa":
-        raise InputError(f"engine 'auto_lirpa' does not search {what}: use engine native")
 
 
 def bound_by_branching(
@@ -221,10 +132,10 @@ def bound_by_branching(
             seconds=time.perf_counter() - begin,
         )
     best = (lower_bound, witness)
-    if type(bounding) is NativeSearch:
+    if type(bounding) is NeuronSearch:
         result = combined_search(problem, root, bounding, best, options.sdp, limits, watch)
     else:
-        result = bab.branch_and_bound(bounding, *best, limits, watch)
+        result = branch_and_bound(bounding, *best, limits, watch)
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status
     if isinstance(bounding, EntrySearch):
         rows, left_out = bounding.row_bounds(rows), float(bounding.left_out.max())
@@ -285,11 +196,11 @@ def _searches(
             return EntrySearch(
                 problem, root, lower_bound, largest=max(1, room), memory_budget=budget
             )
-        return NativeSearch(
+        return NeuronSearch(
             problem,
             root,
             choose,
-            refresh_every=_REFRESH[options.refresh],
+            refresh_every=REFRESH_EVERY[options.refresh],
             beta_steps=_BETA_STEPS if options.beta_steps is None else options.beta_steps,
             memory_budget=budget,
         )
@@ -341,8 +252,7 @@ def _choose_branch(
         return "relu"
     trial = Limits(min(_TRIAL_SECONDS, options.timeout / 20), options.tolerance, 64, 10_000)
     neurons, inputs = (
-        bab.branch_and_bound(searches[name](), lower_bound, None, trial)
-        for name in ("relu", "input")
+        branch_and_bound(searches[name](), lower_bound, None, trial) for name in ("relu", "input")
     )
     if INTERRUPTED in (neurons.status, inputs.status):
         raise KeyboardInterrupt  # the trials have caught it; whoever waits has to see it

@@ -13,18 +13,19 @@ from enumeration import exact_constants
 from oracles import jacobians, points_in_box
 from torch import nn
 
-import lipschitz.combined_search as combined_search
 import lipschitz.sdp.boxes as boxes
-import lipschitz.sdp.search as search
-from lipschitz.branching import chooser
+import lipschitz.search.engines.programs as search
 from lipschitz.native.crown import native_crown
-from lipschitz.native.search import NativeSearch
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import DOMAIN_LIMIT, EXACT, INTERRUPTED, make_problem
-from lipschitz.sdp.search import ProgramSearch
-from lipschitz.search_state import SearchState
-from lipschitz.search_types import Limits
-from lipschitz.searching import BranchOptions, bound_by_branching
+from lipschitz.search import with_programs
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.engines.programs import ProgramSearch
+from lipschitz.search.heuristics import chooser
+from lipschitz.search.interface import Limits
+from lipschitz.search.options import BranchOptions
+from lipschitz.search.run import bound_by_branching
+from lipschitz.search.state import SearchState
 
 SLACK = 1e-9
 
@@ -32,8 +33,8 @@ SLACK = 1e-9
 @pytest.fixture(autouse=True)
 def _programs_at_once(monkeypatch):
     """Small problems are over before their programs begin; here these begin at once."""
-    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 1e-5)
-    monkeypatch.setattr(combined_search, "_MOST_LINEAR", 1e-5)
+    monkeypatch.setattr(with_programs, "_FIRST_LINEAR", 1e-5)
+    monkeypatch.setattr(with_programs, "_MOST_LINEAR", 1e-5)
 
 
 def problem_of(seed, sizes=(3, 8, 6, 2), eps=1.5, scale=2.5, activation=nn.ReLU, **options):
@@ -159,7 +160,7 @@ def test_what_is_watched_is_monotone_and_ends_once(medium, sdp):
 def test_what_linear_bounds_found_first_is_kept(medium, monkeypatch):
     """The programs begin anew, with the root's bound; the smaller of both is reported."""
     _, problem, exact = medium
-    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 0.25)
+    monkeypatch.setattr(with_programs, "_FIRST_LINEAR", 0.25)
     seen = []
     options = BranchOptions(timeout=0.2, branch="relu", batch_size=1, tolerance=1e-9)
     result = bound_by_branching(problem, options, seen.append)
@@ -183,7 +184,7 @@ def test_domain_limit_stays_certified(medium, sdp, max_domains):
 class _After:
     """Raises KeyboardInterrupt at the n-th line that this thread runs in the search's files."""
 
-    FILES = ("lipschitz/sdp/", "search_state", "domain_pool", "bab.py", "native/search")
+    FILES = ("lipschitz/sdp/", "lipschitz/search/")
 
     def __init__(self, lines: int) -> None:
         self.left, self.thread = lines, threading.get_ident()
@@ -247,7 +248,7 @@ def test_too_little_time_stays_certified(medium, timeout):
 def begun(problem, rounds=0, batch=3, **options):
     """The state of a search with programs after some rounds."""
     root = native_crown(problem)
-    native = NativeSearch(problem, root, chooser("sign"))
+    native = NeuronSearch(problem, root, chooser("sign"))
     state = SearchState(ProgramSearch(native, root, float("inf"), **options), 0.0, None)
     for _ in range(rounds):
         if not state.is_over(0.0):
@@ -373,9 +374,9 @@ def test_always_is_a_program_for_all_that_is_split(medium):
 def test_linear_bounds_go_on_alone_while_the_gap_closes_fast(medium, monkeypatch):
     """The share of the time doubles as long as every doubling takes two fifths of the gap."""
     _, problem, _ = medium
-    monkeypatch.setattr(combined_search, "_FIRST_LINEAR", 0.01)
-    monkeypatch.setattr(combined_search, "_MOST_LINEAR", 0.08)
-    searched = combined_search.bab.branch_and_bound
+    monkeypatch.setattr(with_programs, "_FIRST_LINEAR", 0.01)
+    monkeypatch.setattr(with_programs, "_MOST_LINEAR", 0.08)
+    searched = with_programs.branch_and_bound
     limits = Limits(timeout=100.0, begin=time.perf_counter())
     for gaps, expected in (((8, 4, 2, 1), 4), ((8, 4, 3, 1), 3), ((8, 7, 2, 1), 2)):
         seen = []
@@ -385,9 +386,9 @@ def test_linear_bounds_go_on_alone_while_the_gap_closes_fast(medium, monkeypatch
             found = searched(arguments[0], 0.0, None, Limits(timeout=0.0))
             return replace(found, upper_bound=float(gaps[len(seen) - 1]), lower_bound=0.0)
 
-        monkeypatch.setattr(combined_search.bab, "branch_and_bound", scripted)
+        monkeypatch.setattr(with_programs, "branch_and_bound", scripted)
         native = begun(problem).bounding.native
-        combined_search._linear_first(native, (0.0, None), limits, None)
+        with_programs._linear_first(native, (0.0, None), limits, None)
         assert len(seen) == expected
         assert seen == pytest.approx([1, 2, 4, 8][:expected], abs=0.5)
 

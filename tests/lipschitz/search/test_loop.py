@@ -13,23 +13,24 @@ from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
 from torch import nn
 
-import lipschitz.native.search as native_search
-import lipschitz.searching as searching
-import lipschitz.splits as splits
-from bab import branch_and_bound
+import lipschitz.search.engines.neurons as native_search
+import lipschitz.search.run as searching
+import lipschitz.search.splits as splits
 from commands.progress import ProgressBar, trace_to
-from lipschitz.branching import HEURISTICS, chooser
 from lipschitz.errors import InputError
 from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lirpa.search import LirpaSearch
 from lipschitz.lower_bound import sample_gradients
 from lipschitz.native.crown import native_crown
-from lipschitz.native.input_search import InputSearch
-from lipschitz.native.search import NativeSearch
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
-from lipschitz.search_types import Limits
-from lipschitz.searching import BranchOptions, bound_by_branching
+from lipschitz.search.engines.inputs import InputSearch
+from lipschitz.search.engines.lirpa import LirpaSearch
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import HEURISTICS, chooser
+from lipschitz.search.interface import Limits
+from lipschitz.search.loop import branch_and_bound
+from lipschitz.search.options import BranchOptions
+from lipschitz.search.run import bound_by_branching
 from utils import read_rows
 
 SLACK = 1e-9
@@ -40,7 +41,7 @@ def problem_of(model, x, eps):
 
 
 def searched(problem, *, heuristic="sign", limits=None, watch=None, wrap=None, **options):
-    bounding = NativeSearch(problem, native_crown(problem), chooser(heuristic), **options)
+    bounding = NeuronSearch(problem, native_crown(problem), chooser(heuristic), **options)
     found = sample_gradients(problem)
     best = int(found.norms.argmax())
     return branch_and_bound(
@@ -273,7 +274,7 @@ def _too_small() -> int:
     for seed in range(12):
         model = tiny_net(seed, (2, 5, 3, 2))
         problem = problem_of(model, torch.full((2,), 0.3, dtype=torch.float64), 1.5)
-        bounding = NativeSearch(problem, native_crown(problem), chooser("sign"))
+        bounding = NeuronSearch(problem, native_crown(problem), chooser("sign"))
         try:
             result = branch_and_bound(bounding, 0.0, None, Limits(timeout=2, tolerance=1e-6))
         except ArithmeticError:  # the search met a gradient above its own bound
@@ -392,7 +393,7 @@ def test_an_interrupt_before_the_search_ends_it(medium, monkeypatch, where):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(NativeSearch, "children" if where == "trial" else "__init__", interrupt)
+    monkeypatch.setattr(NeuronSearch, "children" if where == "trial" else "__init__", interrupt)
     result = bound_by_branching(problem, BranchOptions(branch="auto", tolerance=1e-9))
     assert result.status == "interrupted"
     assert result.lower_bound <= exact * (1 + SLACK)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from oracles import points_in_box
 from scipy.optimize import linprog
 
-from lipschitz.native import beta
-from lipschitz.native.beta import SplitTightening, constrained_maximum
 from lipschitz.native.crown import native_crown
 from lipschitz.native.interval import Interval
 from lipschitz.native.plan import Plan
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
+from lipschitz.search.subdomain_bounds import multipliers as beta
+from lipschitz.search.subdomain_bounds.multipliers import SplitTightening, constrained_maximum
 
 
 def random_program(seed, inputs=4, constraints=3):

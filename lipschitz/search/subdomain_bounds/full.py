@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.native.beta import SplitTightening
 from lipschitz.native.crown import NormBounds, RootBounds, norm_bounds
 from lipschitz.native.interval import Interval, slope_intervals
 from lipschitz.native.memory import default_memory_budget
@@ -25,6 +24,7 @@ from lipschitz.native.rows import (
     preactivation_rows,
 )
 from lipschitz.problem import LocalProblem
+from lipschitz.search.subdomain_bounds.multipliers import SplitTightening
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class DomainBounder:
         root: Its root bounds, for the rounding margins.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
         multiplier_steps: Steps with which refreshing uses the splits themselves to tighten
-            pre-activations (:mod:`lipschitz.native.beta`); 0 leaves them out.
+            pre-activations (:mod:`lipschitz.search.subdomain_bounds.multipliers`); 0 leaves them
+            out.
     """
 
     def __init__(

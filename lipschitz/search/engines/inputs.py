@@ -2,7 +2,8 @@
 
 A subdomain is a smaller box, bounded from scratch by CROWN; the relaxations vanish with the box.
 Boxes get small only if there are few inputs, so beyond a handful of them splitting neurons and
-entries (:mod:`lipschitz.native.search`) is the better search. A box on which the bound depends on
+entries (:mod:`lipschitz.search.engines.neurons`) is the better search. A box on which the bound
+depends on
 no open slope is a leaf: its gradient is the same everywhere, so the bound is attained.
 
 Shapes: B boxes, D inputs.
@@ -21,8 +22,8 @@ from lipschitz.native.memory import default_memory_budget
 from lipschitz.native.plan import Plan
 from lipschitz.native.witness import witness_norms
 from lipschitz.problem import LocalProblem
-from lipschitz.search_types import Report
-from lipschitz.subdomains import Batch, concatenate
+from lipschitz.search.interface import Report
+from lipschitz.search.subdomains import Batch, concatenate
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,28 @@ from oracles import points_in_box
 from scipy.optimize import linprog
 from torch import nn
 
-import lipschitz.native.search as native_search
-from lipschitz.branching import chooser
+import lipschitz.search.engines.neurons as native_search
 from lipschitz.native.crown import native_crown
-from lipschitz.native.search import NativeSearch
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
-from lipschitz.splits import closed_halves, implications
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import chooser
+from lipschitz.search.splits import closed_halves, implications
 
 
-def search_of(case: Case, eps: float, heuristic: str = "sign") -> NativeSearch:
+def search_of(case: Case, eps: float, heuristic: str = "sign") -> NeuronSearch:
     model, x = case.model(), case.point()
     problem = make_problem(build_graph(model, x.shape), x, eps)
-    return NativeSearch(problem, native_crown(problem), chooser(heuristic), refresh_every=1)
+    return NeuronSearch(problem, native_crown(problem), chooser(heuristic), refresh_every=1)
 
 
-def preacts(search: NativeSearch, points):
+def preacts(search: NeuronSearch, points):
     values = search.problem.graph.values(points)
     parts = {i: values[search.problem.graph.nodes[i].parents[0]] for i in search.layout.slices}
     return search.layout.join(parts, len(points), points)
 
 
-def signed_norms(search: NativeSearch, subdomains, index: int, points):
+def signed_norms(search: NeuronSearch, subdomains, index: int, points):
     """What the subdomain's bound is about: fixed entries with their sign, others by magnitude."""
     directions = search.problem.rows[subdomains.row[index]].expand(len(points), -1)
     entries = search.problem.graph.gradients(points, directions).flatten(1)
@@ -42,7 +42,7 @@ def inside(subdomains, index: int, truth):
     return (above & (truth <= subdomains.preact_upper[index] + slack)).all(1)
 
 
-def lost_points(search: NativeSearch, depth: int) -> int:
+def lost_points(search: NeuronSearch, depth: int) -> int:
     """Points that fall between the children of a subdomain, or beat its bound."""
     points = points_in_box(search.problem.lower, search.problem.upper, 60)
     truth, lost = preacts(search, points), 0
@@ -142,7 +142,7 @@ def test_implications_allow_for_cancellation():
         with torch.no_grad():
             model[0].bias.copy_(-(model[0].weight @ x))
         problem = make_problem(build_graph(model, (3,)), x, 1e-3)
-        search = NativeSearch(problem, native_crown(problem), chooser())
+        search = NeuronSearch(problem, native_crown(problem), chooser())
         table, points = search.table, points_in_box(problem.lower, problem.upper, 500).double()
         values = points @ model[0].weight.double().T + model[0].bias.double()
         values = values[:, table.neurons]

@@ -12,7 +12,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from lipschitz.subdomains import Batch
+from lipschitz.search.subdomains import Batch
 
 # What is read of free slots too.
 _OF_FREE_SLOTS = {"upper_bound": -torch.inf, "row": 0}

@@ -7,7 +7,7 @@ remove. Splitting the sign of an entry is sound without any condition on the inp
 removes the whole gap of that chord for the price of one vector pass, which makes it the most
 profitable split on wide boxes with few inputs.
 
-Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
+Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 import torch
 
-from lipschitz.domain_pool import DomainPool
-from lipschitz.subdomains import Subdomains, concatenate
+from lipschitz.search.pool import DomainPool
+from lipschitz.search.subdomains import Subdomains, concatenate
 
 
 def batch(bounds, row=0) -> Subdomains:

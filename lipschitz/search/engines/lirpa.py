@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import torch
 
-from lipschitz.branching import Chooser, SplitFacts
 from lipschitz.lirpa.bounds import LirpaEngine
 from lipschitz.native.crown import RootBounds
-from lipschitz.native.search import NativeSearch
 from lipschitz.problem import LocalProblem
-from lipschitz.search_types import Report
-from lipschitz.subdomains import Subdomains
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import Chooser, SplitFacts
+from lipschitz.search.interface import Report
+from lipschitz.search.subdomains import Subdomains
 
 
-class LirpaSearch(NativeSearch):
+class LirpaSearch(NeuronSearch):
     """What branch and bound asks of engine A, for one problem.
 
     Args:

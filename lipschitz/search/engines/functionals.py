@@ -19,9 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.branching import Chooser, chooser
 from lipschitz.native.crown import NormBounds, RootBounds
-from lipschitz.native.input_search import Boxes, InputSearch
 from lipschitz.native.interval import (
     Interval,
     forward_intervals,
@@ -29,10 +27,12 @@ from lipschitz.native.interval import (
     slope_intervals,
 )
 from lipschitz.native.path_sums import PathSums
-from lipschitz.native.search import NativeSearch
-from lipschitz.native.vector_pass import VectorBound, vector_bound
 from lipschitz.problem import LocalProblem
-from lipschitz.subdomains import Subdomains
+from lipschitz.search.engines.inputs import Boxes, InputSearch
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import Chooser, chooser
+from lipschitz.search.subdomain_bounds.cheap import VectorBound, vector_bound
+from lipschitz.search.subdomains import Subdomains
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class Functionals:
         return found.nan_to_num(-torch.inf, posinf=-torch.inf)
 
 
-class FunctionalSearch(NativeSearch):
-    """Splits neurons; see :class:`lipschitz.native.search.NativeSearch`.
+class FunctionalSearch(NeuronSearch):
+    """Splits neurons; see :class:`lipschitz.search.engines.neurons.NeuronSearch`.
 
     Args:
         functionals: What to bound.
@@ -189,7 +189,7 @@ class FunctionalSearch(NativeSearch):
 
 
 class FunctionalBisection(InputSearch):
-    """Cuts the box, for few inputs; see :class:`lipschitz.native.input_search.InputSearch`.
+    """Cuts the box, for few inputs; see :class:`lipschitz.search.engines.inputs.InputSearch`.
 
     Args:
         functionals: What to bound.

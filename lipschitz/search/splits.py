@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.rounding import guard
-from lipschitz.subdomains import Subdomains, concatenate
+from lipschitz.search.subdomains import Subdomains, concatenate
 
 # Table entries times inputs that are worth their time and memory.
 _LARGEST_TABLE = 5 * 10**7

@@ -6,7 +6,7 @@ interval arithmetic tightens those intervals on the way at the price of four mor
 split need no more than that; the full CROWN bounds are left for subdomains that reach the top of
 the pool.
 
-Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.subdomains`.
+Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lipschitz.native.first_layer import FirstLayer
 from lipschitz.native.interval import ForwardIntervals, Interval, product_interval
 from lipschitz.native.plan import Plan
 from lipschitz.norms import Measure
-from lipschitz.subdomains import NeuronLayout, Subdomains
+from lipschitz.search.subdomains import NeuronLayout, Subdomains
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Branch and bound on the native engine: when semidefinite programs take part, and how.
 
 Linear bounds alone come first, for a moment, since many problems need no more. Then the search
-begins anew with programs (:mod:`lipschitz.sdp.search`), unless they are so large that the time
-would be over before one of every output is certified.
+begins anew with programs (:mod:`lipschitz.search.engines.programs`), unless they are so large that
+the time would be over before one of every output is certified.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-import bab
 from lipschitz.native.crown import RootBounds
-from lipschitz.native.search import NativeSearch
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem
 from lipschitz.sdp.boxes import programs_at_once, seconds_per_program
-from lipschitz.sdp.search import ProgramSearch
-from lipschitz.search_state import SearchState
-from lipschitz.search_types import Limits, Progress, SearchResult
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.engines.programs import ProgramSearch
+from lipschitz.search.interface import Limits, Progress, SearchResult
+from lipschitz.search.loop import branch_and_bound
+from lipschitz.search.state import SearchState
 
-PROGRAMS = ("auto", "always", "never")
 # Share of the time for linear bounds alone. It is doubled, but not beyond the second number, as
 # long as the gap shrinks so fast that it may soon be closed.
 _FIRST_LINEAR, _MOST_LINEAR = 0.01, 0.08
@@ -34,7 +33,7 @@ _FAST = 0.6  # of the gap, left after a doubling of the time
 def combined_search(
     problem: LocalProblem,
     root: RootBounds,
-    bounding: NativeSearch,
+    bounding: NeuronSearch,
     best: tuple[float, Tensor | None],
     programs: str,
     limits: Limits,
@@ -55,18 +54,18 @@ def combined_search(
     known = SearchResult(float(rows.max()), best[0], rows, best[1], INTERRUPTED, 0, 0)
     try:
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
-            return bab.branch_and_bound(bounding, *best, limits, watch)
+            return branch_and_bound(bounding, *best, limits, watch)
         # The maximum is lower only when all that reach above the lower bound are.
         needed = int((rows > best[0]).sum()) * seconds_per_program(problem, root)
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
-            return bab.branch_and_bound(bounding, *best, limits, watch)
+            return branch_and_bound(bounding, *best, limits, watch)
         if programs == "auto":
             known = _linear_first(bounding, best, limits, watch)
             if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
                 return known
         deadline = time.monotonic() + limits.timeout - _elapsed(limits)
         search = ProgramSearch(bounding, root, deadline, always=programs == "always")
-        found = bab.branch_and_bound(
+        found = branch_and_bound(
             search, known.lower_bound, known.witness, limits, _going_on(known, watch)
         )
         return replace(
@@ -81,7 +80,7 @@ def combined_search(
 
 
 def _linear_first(
-    bounding: NativeSearch,
+    bounding: NeuronSearch,
     best: tuple[float, Tensor | None],
     limits: Limits,
     watch: Callable[[Progress], None] | None,
@@ -100,7 +99,7 @@ def _linear_first(
     begin, share, gap = _elapsed(limits), _FIRST_LINEAR, float("inf")
     while True:
         moment = replace(limits, timeout=min(begin + share * limits.timeout, limits.timeout))
-        known = bab.branch_and_bound(bounding, *best, moment, watch_on, state)
+        known = branch_and_bound(bounding, *best, moment, watch_on, state)
         before, gap = gap, known.upper_bound - known.lower_bound
         if known.status != TIMEOUT or share >= _MOST_LINEAR or gap > _FAST * before:
             break

@@ -17,7 +17,7 @@ from torch import Tensor
 from lipschitz.native.interval import ForwardIntervals, Interval
 from lipschitz.native.passes import activation_lines, value_upper_line
 from lipschitz.native.plan import Exactness, Plan, unit_rows
-from lipschitz.subdomains import NeuronLayout, Subdomains
+from lipschitz.search.subdomains import NeuronLayout, Subdomains
 
 
 class SplitConstraints:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lipschitz.subdomains import Batch
+from lipschitz.search.subdomains import Batch
 
 
 @dataclass(frozen=True)

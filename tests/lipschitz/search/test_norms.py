@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
 from torch import nn
 
-from lipschitz.branching import HEURISTICS
 from lipschitz.errors import InputError
 from lipschitz.native.alpha import native_alpha
 from lipschitz.native.crown import native_crown
-from lipschitz.native.entry_search import EntrySearch
-from lipschitz.native.functional import FunctionalSearch
-from lipschitz.native.search import NativeSearch
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
 from lipschitz.sdp.bound import sdp_bounds
-from lipschitz.searching import BranchOptions, bound_by_branching
+from lipschitz.search.engines.functionals import FunctionalSearch
+from lipschitz.search.engines.largest_entry import EntrySearch
+from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.heuristics import HEURISTICS
+from lipschitz.search.options import BranchOptions
+from lipschitz.search.run import bound_by_branching
 
 NORMS = {
     "2": lambda jacobian: np.linalg.norm(jacobian, axis=1),
@@ -74,7 +75,7 @@ def test_exact_equals_enumeration(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_bound_off_by_a_thousandth_is_caught(norm, monkeypatch):
     """Negative control."""
-    search = NativeSearch if norm == "2" else FunctionalSearch
+    search = NeuronSearch if norm == "2" else FunctionalSearch
     true_bound = search._vector_bound
 
     def too_small(self, *arguments):

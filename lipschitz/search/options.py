@@ -1,0 +1,100 @@
+"""What can be asked of a branch and bound, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lipschitz.errors import InputError
+from lipschitz.norms import Measure
+from lipschitz.search.heuristics import HEURISTICS, chooser
+
+BRANCHES = ("relu", "input", "auto")
+REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
+PROGRAMS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class BranchOptions:
+    """How to search.
+
+    Attributes:
+        timeout: Seconds, root bound included.
+        tolerance: Relative gap up to which the result is called exact.
+        batch_size: Subdomains split per round; by the network's size if None.
+        max_domains: Open subdomains kept; by memory if None.
+        heuristic: ``sign``, ``slope``, ``area`` or ``babsr``; None is ``sign`` on the native engine
+            (in norm 2 ``slope``; in norm 1 always that) and ``area``, the paper's, on auto_LiRPA's.
+        branch: ``relu`` (neurons and signs of entries), ``input`` (the box) or ``auto``.
+        beta_steps: Steps with which multipliers of the splits (beta-CROWN) tighten recomputed
+            intervals; 0 leaves them out, None is 8 on the native engine.
+        refresh: ``on`` (intervals recomputed in every subdomain that reaches the top), ``off``, or
+            ``auto``: by cost.
+        sdp: Semidefinite bounds of subdomains: ``auto`` (where linear bounds lag far behind),
+            ``always`` (for every subdomain that is split) or ``never``.
+    """
+
+    timeout: float = 60.0
+    tolerance: float = 1e-4
+    batch_size: int | None = None
+    max_domains: int | None = None
+    heuristic: str | None = None
+    branch: str = "auto"
+    refresh: str = "auto"
+    beta_steps: int | None = None
+    sdp: str = "auto"
+
+    def having(self, **changes: object) -> BranchOptions:
+        """The same with some options replaced."""
+        return replace(self, **changes)
+
+
+def check_branching(options: BranchOptions, engine: str) -> None:
+    """Refuse options that do not exist or that an engine does not have.
+
+    Raises:
+        InputError: With what to use instead.
+    """
+    for name, known in (
+        ("branch", BRANCHES),
+        ("refresh", tuple(REFRESH_EVERY)),
+        ("sdp", PROGRAMS),
+    ):
+        if getattr(options, name) not in known:
+            raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
+    if options.heuristic is not None:
+        chooser(options.heuristic)
+    if options.beta_steps is not None and options.beta_steps < 0:
+        raise InputError(f"beta steps {options.beta_steps}: expected 0 or more")
+    if engine == "native":
+        return
+    if engine != "auto_lirpa":
+        raise InputError(f"unknown engine {engine!r}: use native or auto_lirpa")
+    if options.heuristic is not None and HEURISTICS[options.heuristic][1]:
+        raise InputError(
+            f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
+            "engine bounds: use slope, area or babsr with auto_lirpa"
+        )
+    if options.sdp == "always":
+        raise InputError("auto_lirpa's search has no semidefinite bounds: use engine native")
+    if options.branch == "input" or options.refresh == "on" or options.beta_steps:
+        raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
+
+
+def check_searched(measure: Measure, options: BranchOptions, engine: str) -> None:
+    """Refuse what no search bounds.
+
+    Raises:
+        InputError: With what to use instead.
+    """
+    if measure.joint:
+        raise InputError(
+            f"branch and bound searches single outputs in norm {measure.norm}: ask for outputs "
+            "'each', or leave it out"
+        )
+    if measure.norm == "inf" and measure.free is None:
+        return
+    what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
+    if options.sdp == "always" and measure.norm == "1":
+        raise InputError("semidefinite programs do not bound norm 1: use sdp auto or never")
+    if engine == "auto_lirpa":
+        raise InputError(f"engine 'auto_lirpa' does not search {what}: use engine native")

@@ -1,0 +1,1 @@
+"""Linear bounds of many subdomains at once: the cheap one of a child, the full one of a leader."""
