@@ -35,10 +35,10 @@ from lipschitz import (
     Prepared,
     make_problem,
 )
+from lipschitz.bounds.lirpa.bounds import SlopeOptimization
+from lipschitz.bounds.methods import check_measure, choose_engine
+from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
-from lipschitz.lirpa.bounds import SlopeOptimization
-from lipschitz.lower_bound import Sampling
-from lipschitz.methods import check_measure, choose_engine
 from lipschitz.network.formats import is_network_file, load_model, read_network
 from lipschitz.network.tracing import placement
 from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name

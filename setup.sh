@@ -47,7 +47,7 @@ install() {
 everything() {
     [[ -x .venv/bin/python ]] || python3 -m venv .venv
     install -r requirements.txt
-    # Its metadata pins torch < 1.13; lipschitz/lirpa/compat.py makes it run on current versions.
+    # Its metadata pins torch < 1.13; lipschitz/bounds/lirpa/compat.py makes it run on current versions.
     install --no-deps auto_LiRPA==0.3
 }
 

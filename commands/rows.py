@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lipschitz import METHODS, LipschitzResult, Prepared
-from lipschitz.methods import kind_of
+from lipschitz.bounds.methods import kind_of
 from lipschitz.problem import default_outputs
 from models import ModelSpec
 from utils import versions

@@ -9,11 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.baselines.outcome import Outcome, interrupted_at_once, nothing_found
-from lipschitz.errors import InputError
-from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lower_bound import GradientNorms, Sampling, sample_gradients
-from lipschitz.methods import (
+from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.methods import (
     GLOBAL,
     METHODS,
     Bounder,
@@ -23,6 +20,9 @@ from lipschitz.methods import (
     class_upper_bounds,
     run_bounder,
 )
+from lipschitz.bounds.outcome import Outcome, interrupted_at_once, nothing_found
+from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
+from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph, placement
 from lipschitz.norms import norm_name

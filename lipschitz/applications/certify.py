@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.api import Prepared, input_shape_of
+from lipschitz.bounds.methods import MethodOptions
+from lipschitz.bounds.native.interval import forward_intervals
+from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
-from lipschitz.lower_bound import Sampling
-from lipschitz.methods import MethodOptions
-from lipschitz.native.interval import forward_intervals
 from lipschitz.network.graph import Graph
 from lipschitz.norms import norm_name
 from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem

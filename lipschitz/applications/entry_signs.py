@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
+from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.path_sums import PathSums
 from lipschitz.entry_bounds import certified_entries, checked, root_bounds
 from lipschitz.errors import InputError
-from lipschitz.native.crown import RootBounds
-from lipschitz.native.path_sums import PathSums
 from lipschitz.network.affine import Linear, Reshape
 from lipschitz.network.graph import Graph, Node
 from lipschitz.problem import LocalProblem

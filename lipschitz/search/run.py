@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import torch
 
+from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.native.alpha import native_alpha
+from lipschitz.bounds.native.crown import RootBounds, native_crown
+from lipschitz.bounds.native.interval import interval_norm_bound
+from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
-from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lower_bound import Sampling, sample_gradients
-from lipschitz.native.alpha import native_alpha
-from lipschitz.native.crown import RootBounds, native_crown
-from lipschitz.native.interval import interval_norm_bound
 from lipschitz.problem import (
     DOMAIN_LIMIT,
     EXACT,

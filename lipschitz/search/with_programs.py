@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import RootBounds
+from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem
-from lipschitz.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.engines.programs import ProgramSearch
 from lipschitz.search.interface import Limits, Progress, SearchResult

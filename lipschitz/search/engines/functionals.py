@@ -6,7 +6,7 @@ its direction; the other sign is ``-w``. Splits, refinement and leaves are those
 searches.
 
 A bound here may be negative, and whether it is above 0 is what searches for a sign ask; so a
-bound is never above the path sums of :mod:`lipschitz.native.path_sums`, which are free of
+bound is never above the path sums of :mod:`lipschitz.bounds.native.path_sums`, which are free of
 cancellation, and otherwise carries a margin by their magnitude.
 
 Shapes: Q functionals, B subdomains, D entries.
@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import NormBounds, RootBounds
-from lipschitz.native.interval import (
+from lipschitz.bounds.native.crown import NormBounds, RootBounds
+from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
     jacobian_interval,
     slope_intervals,
 )
-from lipschitz.native.path_sums import PathSums
+from lipschitz.bounds.native.path_sums import PathSums
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.inputs import Boxes, InputSearch
 from lipschitz.search.engines.neurons import NeuronSearch
@@ -117,7 +117,7 @@ class Functionals:
     def values(self, sums: PathSums, points: Tensor, rows: Tensor) -> Tensor:
         """What the functional is at least at points, whatever rounding may have done.
 
-        As in :mod:`lipschitz.native.witness`: in float64, from interval arithmetic at the point,
+        As in :mod:`lipschitz.bounds.witness`: in float64, from interval arithmetic at the point,
         where a slope that rounding leaves open counts as open. Above 0 it proves that the true
         gradient is.
 

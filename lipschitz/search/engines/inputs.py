@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import NormBounds, norm_bounds, preactivation_bounds
-from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.native.memory import default_memory_budget
-from lipschitz.native.plan import Plan
-from lipschitz.native.witness import witness_norms
+from lipschitz.bounds.native.crown import NormBounds, norm_bounds, preactivation_bounds
+from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
+from lipschitz.bounds.native.memory import default_memory_budget
+from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Batch, concatenate
@@ -116,7 +116,7 @@ class InputSearch:
         return Report(leaves.take(slice(0, 0)), self._centres(leaves), leaves.row, 0, leaves)
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
-        """True gradient norms, see :func:`lipschitz.native.witness.witness_norms`."""
+        """True gradient norms, see :func:`lipschitz.bounds.witness.witness_norms`."""
         return witness_norms(self.problem, points, rows)
 
     def _centres(self, boxes: Boxes) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import RootBounds
+from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 from lipschitz.search.engines.functionals import Functionals, FunctionalSearch

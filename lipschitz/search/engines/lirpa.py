@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.native.crown import RootBounds
+from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import Chooser, SplitFacts

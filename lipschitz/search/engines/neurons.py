@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.feasibility import search_feasible
-from lipschitz.leaf import check_leaf
-from lipschitz.native.crown import RootBounds, norm_bounds
-from lipschitz.native.first_layer import FirstLayer
-from lipschitz.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.native.witness import witness_norms
+from lipschitz.bounds.feasibility.batched import search_feasible
+from lipschitz.bounds.feasibility.by_program import check_leaf
+from lipschitz.bounds.native.crown import RootBounds, norm_bounds
+from lipschitz.bounds.native.first_layer import FirstLayer
+from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
+from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.heuristics import Chooser, SplitFacts
 from lipschitz.search.interface import Report
@@ -303,7 +303,7 @@ class NeuronSearch:
         return torch.minimum(torch.maximum(inputs, problem.lower), problem.upper)
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
-        """True gradient norms, see :func:`lipschitz.native.witness.witness_norms`."""
+        """True gradient norms, see :func:`lipschitz.bounds.witness.witness_norms`."""
         return witness_norms(self.problem, points, rows)
 
     def _report(

@@ -18,17 +18,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import RootBounds
-from lipschitz.native.interval import Interval
-from lipschitz.sdp.boxes import (
+from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.sdp.boxes import (
     Effort,
     programs_at_once,
     seconds_per_program,
     solve_boxes,
     warm_starts,
 )
-from lipschitz.sdp.program import Facts
-from lipschitz.sdp.recovery import points_to_try
+from lipschitz.bounds.sdp.program import Facts
+from lipschitz.bounds.sdp.recovery import points_to_try
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Subdomains, concatenate

@@ -1,10 +1,10 @@
 """One backward pass per subdomain from intervals that are already known: the cheap bound.
 
-The norm is bounded as in :func:`lipschitz.native.crown.norm_bounds`, but with the cotangents' and
-entries' intervals given, so that only one row per subdomain goes back through the Jacobian, and
-interval arithmetic tightens those intervals on the way at the price of four more. Children of a
-split need no more than that; the full CROWN bounds are left for subdomains that reach the top of
-the pool.
+The norm is bounded as in :func:`lipschitz.bounds.native.crown.norm_bounds`, but with the
+cotangents' and entries' intervals given, so that only one row per subdomain goes back through the
+Jacobian, and interval arithmetic tightens those intervals on the way at the price of four more.
+Children of a split need no more than that; the full CROWN bounds are left for subdomains that reach
+the top of the pool.
 
 Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import intersect
-from lipschitz.native.first_layer import FirstLayer
-from lipschitz.native.interval import ForwardIntervals, Interval, product_interval
-from lipschitz.native.plan import Plan
+from lipschitz.bounds.native.crown import intersect
+from lipschitz.bounds.native.first_layer import FirstLayer
+from lipschitz.bounds.native.interval import ForwardIntervals, Interval, product_interval
+from lipschitz.bounds.native.plan import Plan
 from lipschitz.norms import Measure
 from lipschitz.search.subdomains import NeuronLayout, Subdomains
 

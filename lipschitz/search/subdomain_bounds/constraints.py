@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.native.interval import ForwardIntervals, Interval
-from lipschitz.native.passes import activation_lines, value_upper_line
-from lipschitz.native.plan import Exactness, Plan, unit_rows
+from lipschitz.bounds.native.interval import ForwardIntervals, Interval
+from lipschitz.bounds.native.passes import activation_lines, value_upper_line
+from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
 from lipschitz.search.subdomains import NeuronLayout, Subdomains
 
 

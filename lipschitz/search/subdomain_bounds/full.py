@@ -12,17 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.native.crown import NormBounds, RootBounds, norm_bounds
-from lipschitz.native.interval import Interval, slope_intervals
-from lipschitz.native.memory import default_memory_budget
-from lipschitz.native.passes import Lines, activation_lines
-from lipschitz.native.plan import Exactness, Plan
-from lipschitz.native.rows import (
-    intersect,
-    needed_indices,
-    place,
-    preactivation_rows,
-)
+from lipschitz.bounds.native.crown import NormBounds, RootBounds, norm_bounds
+from lipschitz.bounds.native.interval import Interval, slope_intervals
+from lipschitz.bounds.native.memory import default_memory_budget
+from lipschitz.bounds.native.passes import Lines, activation_lines
+from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.rows import intersect, needed_indices, place, preactivation_rows
 from lipschitz.problem import LocalProblem
 from lipschitz.search.subdomain_bounds.multipliers import SplitTightening
 

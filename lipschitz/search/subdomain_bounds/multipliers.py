@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.native.interval import Interval
-from lipschitz.native.memory import take
-from lipschitz.native.passes import Lines, activation_lines, value_upper_line
-from lipschitz.native.plan import Plan, unit_rows
+from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.memory import take
+from lipschitz.bounds.native.passes import Lines, activation_lines, value_upper_line
+from lipschitz.bounds.native.plan import Plan, unit_rows
 from lipschitz.rounding import guard
 
 _FIRST_MOMENT, _SECOND_MOMENT = 0.8, 0.95

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lipschitz import BranchOptions, local_lipschitz, make_problem
+from lipschitz.bounds.methods import METHODS, MethodOptions, class_upper_bounds
+from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.entries import jacobian_bounds
 from lipschitz.errors import InputError
-from lipschitz.lower_bound import Sampling, sample_gradients
-from lipschitz.methods import METHODS, MethodOptions, class_upper_bounds
 from lipschitz.network.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import jacobians, points_in_box

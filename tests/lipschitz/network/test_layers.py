@@ -17,9 +17,9 @@ from lipschitz import (
     jacobian_bounds,
     make_problem,
 )
-from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.native.crown import native_crown
-from lipschitz.native.interval import forward_intervals, interval_norm_bound
+from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.native.interval import forward_intervals, interval_norm_bound
 from lipschitz.network.tracing import build_graph
 
 PLAIN = MethodOptions(optimize=False)

@@ -17,10 +17,10 @@ import lipschitz.search.engines.neurons as native_search
 import lipschitz.search.run as searching
 import lipschitz.search.splits as splits
 from commands.progress import ProgressBar, trace_to
+from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.true_gradients import sample_gradients
 from lipschitz.errors import InputError
-from lipschitz.lirpa.bounds import LirpaEngine
-from lipschitz.lower_bound import sample_gradients
-from lipschitz.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
 from lipschitz.search.engines.inputs import InputSearch

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
 from torch import nn
 
+from lipschitz.bounds.native.alpha import native_alpha
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.sdp.bound import sdp_bounds
 from lipschitz.errors import InputError
-from lipschitz.native.alpha import native_alpha
-from lipschitz.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import EXACT, make_problem
-from lipschitz.sdp.bound import sdp_bounds
 from lipschitz.search.engines.functionals import FunctionalSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.neurons import NeuronSearch

@@ -8,7 +8,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 import lipschitz.search.engines.neurons as native_search
-from lipschitz.native.crown import native_crown
+from lipschitz.bounds.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.search.engines.neurons import NeuronSearch

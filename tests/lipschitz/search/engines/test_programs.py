@@ -13,9 +13,9 @@ from enumeration import exact_constants
 from oracles import jacobians, points_in_box
 from torch import nn
 
-import lipschitz.sdp.boxes as boxes
+import lipschitz.bounds.sdp.boxes as boxes
 import lipschitz.search.engines.programs as search
-from lipschitz.native.crown import native_crown
+from lipschitz.bounds.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import DOMAIN_LIMIT, EXACT, INTERRUPTED, make_problem
 from lipschitz.search import with_programs
@@ -184,7 +184,7 @@ def test_domain_limit_stays_certified(medium, sdp, max_domains):
 class _After:
     """Raises KeyboardInterrupt at the n-th line that this thread runs in the search's files."""
 
-    FILES = ("lipschitz/sdp/", "lipschitz/search/")
+    FILES = ("bounds/sdp/", "lipschitz/search/")
 
     def __init__(self, lines: int) -> None:
         self.left, self.thread = lines, threading.get_ident()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lipschitz import make_problem
-from lipschitz.native.alpha import native_alpha
+from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.network.tracing import build_graph
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import chooser

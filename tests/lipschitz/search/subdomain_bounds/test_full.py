@@ -5,8 +5,8 @@ import torch
 from cases import CASES
 from oracles import exact_preactivations, jacobians, network_at_its_kinks, points_in_box
 
-from lipschitz.native.crown import native_crown
-from lipschitz.native.interval import Interval
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.native.interval import Interval
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.search.subdomain_bounds.full import DomainBounder

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from oracles import points_in_box
 from scipy.optimize import linprog
 
-from lipschitz.native.crown import native_crown
-from lipschitz.native.interval import Interval
-from lipschitz.native.plan import Plan
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.plan import Plan
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.search.subdomain_bounds import multipliers as beta

@@ -1,0 +1,1 @@
+"""Bounds of a Jacobian over a box: from above by every method, from below by true gradients."""

@@ -1,0 +1,47 @@
+"""Lower bounds alone: random points and gradient ascent.
+
+Method card
+    Needs: gradients; any network of this package, any size.
+    Returns: a lower bound with a witness, and NO upper bound: the upper bound of the result is
+        infinity and its status says ``lower_bound_only``. The largest gradient sampled estimates
+        the constant from below, and nothing bounds how far below.
+    Idea: the l1 norm of true gradients at the centre, at random points and corners of the box, and
+        along projected gradient ascent on a smoothed norm.
+    Sound: as a lower bound. Exact: never known to be.
+    Reference: random sampling as "CLEVER" (Weng et al. 2018) and the lower bounds of Jordan and
+        Dimakis 2020 (section 6) use it; without CLEVER's extreme value extrapolation, which may
+        land on either side of the constant.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lipschitz.bounds.outcome import Outcome, better
+from lipschitz.bounds.true_gradients import Sampling, sample_gradients
+from lipschitz.problem import LocalProblem
+
+# Status of a result whose upper bound is infinity.
+LOWER_BOUND_ONLY = "lower_bound_only"
+
+# A few climbs from different points find more than one long climb; the first is the one that
+# accompanies every upper bound elsewhere, so this method never finds less.
+_CLIMBS = 8
+_LONGER = {"num_random": 256, "ascent_steps": 50}
+
+
+def sampled_lower_bounds(problem: LocalProblem, seed: int = 0) -> Outcome:
+    """Largest true gradient norms found in the box, without any upper bound.
+
+    Args:
+        problem: What to sample, R rows.
+        seed: Seed of the first climb's random points.
+
+    Returns:
+        Lower bounds [R] with witnesses; upper bounds of infinity.
+    """
+    found = sample_gradients(problem, Sampling(seed=seed))
+    for climb in range(1, _CLIMBS):
+        sampling = Sampling(**_LONGER, ascent_rows=len(problem.rows), seed=seed + climb)
+        found = better(found, sample_gradients(problem, sampling))
+    return Outcome(torch.full_like(found.norms, torch.inf), found, status=LOWER_BOUND_ONLY)

@@ -1,0 +1,219 @@
+"""The method ``sdp``: the semidefinite bound of a whole problem.
+
+Method card
+    Needs: intervals from bound propagation; any network of this package.
+    Returns: an upper bound per output, never above the linear bound with optimised slopes
+        (``alpha``), and a lower bound with a witness.
+    Idea: the Jacobian's norm as a quadratic program in the signs of its entries and the uncertain
+        slopes, relaxed to a semidefinite program over products of intervals
+        (:mod:`lipschitz.bounds.sdp.program`), solved by sweeps of vectors back and forth through
+        the network (:mod:`lipschitz.bounds.sdp.sweeps`).
+    Sound: every value is the dual bound of the multipliers at hand, computed anew and proved in
+        float64 (:mod:`lipschitz.bounds.sdp.certificate`). Exact: rarely; on wide boxes within a few
+        per cent, where linear bounds are off by factors.
+    Reference: quadratic relaxations of ReLU gradients as in Raghunathan, Steinhardt and Liang 2018
+        (one hidden layer, global), Chen, Lasserre, Magron and Pauwels 2020 and Wang et al. 2022
+        (GeoLIP); local boxes, several layers, convolutions and the McCormick products are ours.
+
+Outputs are bounded in the order of their linear bounds; one whose bound is below a true gradient
+of another cannot hold the maximum and is left where it is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lipschitz.bounds.native.alpha import native_alpha
+from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.outcome import Outcome, better
+from lipschitz.bounds.sdp.boxes import (
+    Effort,
+    Solved,
+    programs_at_once,
+    root_facts,
+    seconds_per_program,
+    solve_boxes,
+    warm_starts,
+)
+from lipschitz.bounds.sdp.recovery import points_to_try
+from lipschitz.bounds.sdp.warm import WarmStarts
+from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
+from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
+
+_MOST_AT_ONCE = 16
+# Programs that take so many seconds are solved one by one, and to this gap at best: time is better
+# spent on the next output.
+_LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
+
+
+@dataclass(frozen=True)
+class SdpOptions:
+    """How hard to try.
+
+    Attributes:
+        timeout: Seconds for the whole problem.
+        tolerance: Relative gap between dual and primal value at which a program is done.
+        sweeps: Sweeps per program, at most.
+        memory_budget: Bytes for one chunk of rows of the linear bounds; chosen if None.
+        seed: Seed of the sampled points.
+    """
+
+    timeout: float = 60.0
+    tolerance: float = 1e-3
+    sweeps: int = 500
+    memory_budget: int | None = None
+    seed: int = 0
+
+
+class LastSolutions:
+    """Solutions for the last point, to begin the programs of another radius around it from."""
+
+    def __init__(self) -> None:
+        self.centre: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.starts: WarmStarts | None = None
+        self.numbers: Tensor | None = None
+
+    def of(self, problem: LocalProblem, root: RootBounds) -> WarmStarts:
+        """Remembered solutions; :attr:`numbers` has the one for each row of the problem."""
+        same = self.centre is not None and torch.equal(self.centre, problem.centre)
+        if not (same and torch.equal(self.rows, problem.rows)):
+            self.centre, self.rows = problem.centre, problem.rows
+            self.starts = warm_starts(problem, root)
+            self.numbers = torch.full_like(problem.rows[:, 0], -1, dtype=torch.long)
+        return self.starts
+
+
+@torch.no_grad()
+def sdp_bounds(
+    problem: LocalProblem,
+    options: SdpOptions | None = None,
+    last: LastSolutions | None = None,
+) -> Outcome:
+    """Upper bounds of ``||J(x)^T r||_1`` over the box by the semidefinite program.
+
+    Ctrl-C and the time limit return the bounds certified so far.
+
+    Args:
+        problem: What to bound, R rows.
+        options: How hard to try.
+        last: What was solved before with the same network.
+    """
+    options = options or SdpOptions()
+    begin = time.monotonic()
+    root = native_alpha(
+        problem, memory_budget=options.memory_budget, deadline=begin + options.timeout / 2
+    )
+    return tightened(problem, root, begin + options.timeout, options, last)
+
+
+@torch.no_grad()
+def tightened(
+    problem: LocalProblem,
+    root: RootBounds,
+    deadline: float,
+    options: SdpOptions,
+    last: LastSolutions | None = None,
+) -> Outcome:
+    """What the programs make of linear bounds, see :func:`sdp_bounds`.
+
+    Args:
+        problem: What to bound.
+        root: Its linear bounds.
+        deadline: ``time.monotonic()`` to stop at.
+        options: How hard to try until then.
+        last: What was solved before with the same network.
+    """
+    found = sample_gradients(problem, Sampling(seed=options.seed))
+    bounding = _Bounding(problem, root, options, deadline, last or LastSolutions(), found)
+    status = BOUND
+    try:
+        bounding.run()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    if status == BOUND and bounding.out_of_time:
+        status = TIMEOUT
+    return Outcome(
+        bounding.upper_bounds,
+        bounding.found,
+        root.class_upper_bounds,
+        status,
+        solver_gap=bounding.solver_gap,
+    )
+
+
+class _Bounding:
+    """The rows of a problem on their way, with the certified bounds and gradients so far."""
+
+    def __init__(
+        self,
+        problem: LocalProblem,
+        root: RootBounds,
+        options: SdpOptions,
+        deadline: float,
+        last: LastSolutions,
+        found: GradientNorms,
+    ) -> None:
+        self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
+        self.last, self.found = last, found
+        self.upper_bounds = root.class_upper_bounds.clone()
+        self.gaps = torch.full_like(self.upper_bounds, torch.nan)  # of rows without a program
+        self.out_of_time = False
+
+    @property
+    def threshold(self) -> Tensor:
+        """A row with a bound below this cannot hold the maximum."""
+        return self.found.norms.max() * (1 + self.options.tolerance / 10)
+
+    @property
+    def solver_gap(self) -> float | None:
+        """That of the row with the largest bound; None if it has no program."""
+        gap = float(self.gaps[self.upper_bounds.argmax()])
+        return None if math.isnan(gap) else gap
+
+    def run(self) -> None:
+        """Rows in the order of their linear bounds, as many at once as fit into memory."""
+        problem, root = self.problem, self.root
+        most = min(programs_at_once(problem, root), _MOST_AT_ONCE)
+        if not most:
+            return
+        seconds = seconds_per_program(problem, root)
+        tolerance = self.options.tolerance
+        if seconds > _LONG:
+            most, tolerance = 1, max(tolerance, _TOLERANCE_OF_LONG)
+        starts = self.last.of(problem, root)
+        effort = Effort(tolerance, self.options.sweeps, self.deadline)
+        order = self.upper_bounds.argsort(descending=True)
+        # The first alone: what it finds may rule out others.
+        for rows in [order[:1], *order[1:].split(most)]:
+            rows = rows[self.upper_bounds[rows] > self.threshold]
+            if not len(rows):
+                continue
+            self.out_of_time = time.monotonic() + len(rows) * seconds > self.deadline
+            if self.out_of_time:
+                return
+            facts = root_facts(problem, root, rows)
+            numbers = self.last.numbers[rows]
+            solved = solve_boxes(problem, facts, self.upper_bounds[rows], effort, starts, numbers)
+            self.last.numbers[rows] = starts.keep(solved.sweeps)
+            self._take_in(rows, solved)
+
+    def _take_in(self, rows: Tensor, solved: Solved) -> None:
+        """Bounds of some rows, and true gradients near the points that their solutions suggest."""
+        self.gaps[rows] = solved.gap.to(self.gaps)
+        self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
+        problem = self.problem
+        points = points_to_try(problem, solved.sweeps).flatten(0, 1)
+        some = replace(
+            problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
+        )
+        sampling = Sampling(num_random=1, seed=self.options.seed)
+        climbed = sample_gradients(some, sampling, starts=points)
+        norms, witnesses = self.found.norms.clone(), self.found.witnesses.clone()
+        norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
+        self.found = better(self.found, GradientNorms(norms, witnesses))

@@ -1,0 +1,50 @@
+"""True gradients that no rounding error can have made up.
+
+A gradient is a lower bound only if its slopes hold together at some point. Where pre-activations
+are 0 up to rounding, computed signs need not: of two neurons that are multiples of each other one
+may come out positive and the other negative. So the signs at a point are taken from interval
+arithmetic, in float64, and a slope that rounding leaves open counts as open.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipschitz.bounds.native.interval import forward_intervals, jacobian_interval, slope_intervals
+from lipschitz.problem import LocalProblem
+
+
+@torch.no_grad()
+def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor:
+    """Norm that the true gradient of one row has, at least, at each point.
+
+    It is the gradient's norm wherever the open slopes, if any, do not matter; elsewhere the
+    smallest norm that they allow. Never more than the network in its own precision has there.
+
+    Args:
+        problem: The problem.
+        points: Points of the box, [B, *input_shape].
+        rows: Row of the problem for each, [B] integers; ignored where the norm is that of all
+            rows together.
+
+    Returns:
+        [B], in the dtype of the problem; minus infinity where it is not a number.
+    """
+    measure, graph = problem.measure, problem.graph.double
+    directions = problem.rows if measure.joint else problem.rows[rows].unsqueeze(1)
+    batch, count = len(points), directions.shape[-2]  # Jacobians, and rows of each
+    directions = directions.expand(batch, -1, -1).flatten(0, 1)
+    points = points.repeat_interleave(count, 0)
+
+    def matrices(gradients: Tensor) -> Tensor:
+        return gradients.reshape(batch, count, -1)
+
+    computed = measure(matrices(problem.graph.gradients(points, directions)))[:, 0]
+    points, directions = points.double(), directions.double()
+    bounds = forward_intervals(graph, points, points).bounds
+    preacts = {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
+    entries = jacobian_interval(graph, directions, slope_intervals(graph, preacts))
+    norms = measure.at_least(*(matrices(end) for end in entries))[:, 0]
+    norms = torch.minimum(norms.to(computed), computed)
+    return norms.nan_to_num(-torch.inf, posinf=-torch.inf)
