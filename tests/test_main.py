@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import REFERENCE, REFERENCES
+from cases import REFERENCE, REFERENCES, ROOT
 from torch import nn
 
 import main
@@ -17,7 +17,6 @@ from data import points
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils import run_cli
 
-ROOT = Path(__file__).parent.parent
 WEIGHTS = str(REFERENCE / "simple_mlp_3layer_16.pth")
 SIMPLE = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", "16", "--load", WEIGHTS]
 OWN = """

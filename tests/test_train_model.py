@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import real_formats
 import torch
+from cases import ROOT
 from torch import nn
 
 import train_model
@@ -16,8 +17,6 @@ from data import load_data
 from models import build_model
 from models.checkpoint import load_checkpoint, load_weights
 from utils import run_cli
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

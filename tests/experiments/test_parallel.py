@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cases import REFERENCE
+from cases import REFERENCE, ROOT
 
 from experiments import parallel
 from experiments.jobs import make_job, read_jobs
 from lipschitz.errors import InputError
 from utils import run_cli
 
-ROOT = Path(__file__).parent.parent.parent
 SIMPLE = f"--data simple --model simple_mlp_3layer --width 32 --load {REFERENCE}/"
 WIDTH_32 = SIMPLE + "simple_mlp_3layer_32.pth"
 

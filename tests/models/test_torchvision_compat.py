@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from cases import ROOT
 
 # A CUDA build on a CPU-only torch fails in exactly this call, for want of the CUDA libraries.
 BREAK = """

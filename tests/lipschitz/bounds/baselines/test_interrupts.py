@@ -9,18 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from cases import REFERENCE, REFERENCES, mlp
+from cases import REFERENCE, REFERENCES, ROOT, mlp
 from enumeration import exact_constants
 
 from lipschitz import MethodOptions, Prepared, api, build_graph, make_problem
 from lipschitz.bounds.baselines import lipbab
 from lipschitz.bounds.baselines.interrupts import interruptible
 
-ROOT = Path(__file__).parents[3]
 # The command line itself, saying on stderr when a method has entered its search.
 HOOKED = """
 import importlib, signal, sys
