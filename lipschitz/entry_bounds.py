@@ -2,7 +2,7 @@
 
 The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3), without its last
 step, the chords of ``|J_i|``; the result has a margin against rounding and keeps every sign that
-the network's structure proves (:mod:`lipschitz.bounds.native.path_sums`).
+the network's structure proves (:mod:`lipschitz.bounds.native.backward.path_sums`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.native.alpha import native_alpha
+from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
+from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds, native_crown
-from lipschitz.bounds.native.interval import Interval, jacobian_interval, slope_intervals
-from lipschitz.bounds.native.memory import default_memory_budget, row_chunks, take
-from lipschitz.bounds.native.passes import cotangent_upper_bound, product_lines
-from lipschitz.bounds.native.path_sums import PathSums
+from lipschitz.bounds.native.interval import Interval, intersect, jacobian_interval, slope_intervals
+from lipschitz.bounds.native.lines import product_lines
+from lipschitz.bounds.native.memory.budget import default_memory_budget, row_chunks, take
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.rows import intersect
 from lipschitz.errors import InputError, suggest
 from lipschitz.problem import LocalProblem
 

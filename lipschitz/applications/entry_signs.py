@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
+from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds
-from lipschitz.bounds.native.path_sums import PathSums
 from lipschitz.entry_bounds import certified_entries, checked, root_bounds
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear, Reshape

@@ -9,10 +9,10 @@ from oracles import jacobians, points_in_box
 from torch import nn
 
 from lipschitz import METHODS, MethodOptions, Prepared, local_lipschitz, make_problem
+from lipschitz.bounds.native.backward.tangents import column_sums
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.tangents import column_sums
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
 from lipschitz.norms import Measure, norm_name, spectral_norm_bound

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.native.forward.preactivations import preactivation_rows
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
@@ -23,10 +24,10 @@ from lipschitz.bounds.native.interval import (
     jacobian_interval,
     slope_intervals,
 )
-from lipschitz.bounds.native.memory import default_memory_budget
-from lipschitz.bounds.native.passes import Lines, activation_lines
+from lipschitz.bounds.native.lines import Lines, activation_lines
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
-from lipschitz.bounds.native.rows import needed_indices, place, preactivation_rows
+from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.network.activations import Activation
 from lipschitz.problem import LocalProblem
 

@@ -20,17 +20,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.crown import preactivation_bounds
+from lipschitz.bounds.native.backward.norm_bounds import cotangent_rows
+from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
     product_interval,
     slope_intervals,
 )
-from lipschitz.bounds.native.memory import default_memory_budget
-from lipschitz.bounds.native.passes import Lines
+from lipschitz.bounds.native.lines import Lines
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.rows import cotangent_rows, needed_indices, place
+from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import slope_product_lines
 

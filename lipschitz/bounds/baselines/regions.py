@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.crown import preactivation_bounds
+from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
+from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
+    intersect,
     jacobian_interval,
     slope_intervals,
 )
-from lipschitz.bounds.native.memory import default_memory_budget
-from lipschitz.bounds.native.passes import Lines, value_upper_line
+from lipschitz.bounds.native.lines import Lines
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.rows import intersect
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
 

@@ -29,7 +29,8 @@ from lipschitz.bounds.lirpa.compat import (
 )
 from lipschitz.bounds.lirpa.jacobian_module import JacobianModule
 from lipschitz.bounds.lirpa.operators import BoundSlopeProduct, custom_operators
-from lipschitz.bounds.native.crown import NormBounds, RootBounds
+from lipschitz.bounds.native.backward.norm_bounds import NormBounds
+from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,

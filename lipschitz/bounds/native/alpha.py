@@ -1,263 +1,30 @@
-"""Pre-activation bounds with optimised slopes, layer by layer, for the Jacobian's norm.
+"""Root bounds with optimised slopes, layer by layer, for the Jacobian's norm.
 
-Plain CROWN fixes the slope of the line below every unstable activation; any value between the
-activation's two slopes is right, and another one for every row that is bounded (alpha-CROWN, Xu
-et al. 2021). Other activations than ReLU and LeakyReLU have two such slopes
-(:mod:`lipschitz.bounds.native.curve_slopes`). The backward relaxation has no such freedom: the
-chords of ``h = g * s`` are the tightest lines there are, and for ReLU they depend on the
-pre-activations only through which neurons are stable. So what slopes can do for the norm is to make
-pre-activation intervals as tight as possible; a tighter interval is better for everything behind
-it, hence each layer is optimised once, in forward order, every row for itself, with all earlier
-intervals already at their tightest. (Optimising all layers jointly for the output, as alpha-CROWN
-does, has the same limit and pays for all layers at every step.)
-
-The derivative of a row's bound by its slopes is read off a forward pass
-(:mod:`lipschitz.bounds.native.attaining`); no autograd graph is kept.
+The backward relaxation has no free slopes: the chords of ``h = g * s`` are the tightest lines there
+are, and for ReLU they depend on the pre-activations only through which neurons are stable. So what
+slopes can do for the norm is to make pre-activation intervals as tight as possible; a tighter
+interval is better for everything behind it, hence each layer is optimised once, in forward order,
+every row for itself, with all earlier intervals already at their tightest. (Optimising all layers
+jointly for the output, as alpha-CROWN does, has the same limit and pays for all layers at every
+step.)
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from lipschitz.bounds.native.attaining import attaining_values
-from lipschitz.bounds.native.crown import RootBounds, preactivation_bounds, root_bounds
-from lipschitz.bounds.native.curve_slopes import CurveSlopes
-from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.bounds.native.memory import default_memory_budget, row_chunks, take
-from lipschitz.bounds.native.passes import Lines, activation_lines, value_upper_bound
-from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
-from lipschitz.bounds.native.rows import intersect, needed_indices, place
-from lipschitz.bounds.native.spectral import spectral_bounds
-from lipschitz.bounds.native.windows import Window
-from lipschitz.network.activations import PiecewiseLinear
+from lipschitz.bounds.native.backward.spectral import spectral_bounds
+from lipschitz.bounds.native.crown import RootBounds, root_bounds
+from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
+from lipschitz.bounds.native.interval import Interval, forward_intervals, intersect, slope_intervals
+from lipschitz.bounds.native.memory.budget import default_memory_budget
+from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.rows import needed_indices, place
+from lipschitz.bounds.native.slopes.optimise import SlopeSearch, optimised_preactivation_rows
 from lipschitz.problem import LocalProblem
-
-# Tensors of one row's widest node that an optimisation step holds: slopes, Adam's two moments,
-# the recorded coefficients, the attaining values and the work of one pass.
-_COPIES = 14
-# With curved activations also two slopes with moments, and the candidates for where lines touch.
-_CURVE_COPIES = 40
-
-
-@dataclass(frozen=True)
-class SlopeSearch:
-    """How slopes are optimised.
-
-    Attributes:
-        steps: Largest number of Adam steps per layer; 0 leaves plain CROWN, intersected with
-            interval arithmetic.
-        learning_rate: First step size of a slope.
-        decay: Factor on the step size after every step.
-        curve_pace, corner_pace: Factor on the step size of activations with two free slopes, curved
-            ones, whose best slopes are rarely at an end of their range, and straight ones.
-        patience: A chunk of rows stops after this many steps in a row that each gained less than
-            ``least_gain``.
-        least_gain: Share of what the chunk has gained so far.
-    """
-
-    steps: int = 20
-    learning_rate: float = 0.5
-    decay: float = 0.85
-    curve_pace: float = 0.1
-    corner_pace: float = 0.3
-    patience: int = 3
-    least_gain: float = 0.003
-
-
-class _Adam:
-    """Adam (Kingma & Ba 2015) on tensors kept within a range; ``pace`` scales a tensor's steps."""
-
-    def __init__(
-        self,
-        parameters: dict[Hashable, Tensor],
-        search: SlopeSearch,
-        pace: dict[Hashable, float],
-    ) -> None:
-        self.parameters, self.pace = parameters, pace
-        self.first = {i: torch.zeros_like(p) for i, p in parameters.items()}
-        self.second = {i: torch.zeros_like(p) for i, p in parameters.items()}
-        self.search = search
-        self.step = 0
-
-    def descend(self, gradients: dict[Hashable, Tensor], smallest: dict[Hashable, float]) -> None:
-        """One step, then clamp to [smallest, 1]; the smallest value is 0 if not given."""
-        rate = self.search.learning_rate * self.search.decay**self.step
-        self.step += 1
-        correction = (1 - 0.999**self.step) ** 0.5 / (1 - 0.9**self.step)
-        for index, gradient in gradients.items():
-            first = self.first[index].mul_(0.9).add_(gradient, alpha=0.1)
-            second = self.second[index].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            tiny = torch.finfo(second.dtype).tiny
-            self.parameters[index].addcdiv_(
-                first,
-                second.sqrt().add_(tiny),
-                value=-rate * self.pace.get(index, 1.0) * correction,
-            ).clamp_(smallest.get(index, 0.0), 1.0)
-
-
-def optimised_preactivation_rows(
-    plan: Plan,
-    activation: int,
-    indices: Tensor,
-    preacts: dict[int, Interval],
-    rounding: dict[int, Tensor],
-    lower: Tensor,
-    upper: Tensor,
-    search: SlopeSearch,
-    *,
-    budget: int,
-    deadline: float | None = None,
-) -> Tensor:
-    """Bounds of chosen pre-activations, each with its own optimised slopes.
-
-    Args:
-        plan: The graph.
-        activation: The activation node.
-        indices: Flat coordinates, [K]; neighbours in space should be neighbours here.
-        preacts: Intervals of the earlier activations, [B or 1, *shape].
-        rounding: Their rounding margins, [B or 1, *shape].
-        lower, upper: Boxes, [B or 1, *input_shape].
-        search: How to optimise.
-        budget: Bytes for rows.
-        deadline: ``time.monotonic()`` to stop at; rows not reached are left at infinity.
-
-    Returns:
-        Upper bounds of z and of -z, [2, B, K].
-    """
-    graph = plan.graph
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    earlier = [a for a in plan.activations if a < activation]
-    lines = {
-        a: activation_lines(graph.nodes[a].activation, preacts[a], rounding=rounding[a])
-        for a in earlier
-    }
-    batch = max([len(lower), *(len(preacts[a].lower) for a in earlier)])
-    bounds = lower.new_full((2, batch, len(indices)), torch.inf)
-    straight = all(isinstance(graph.nodes[a].activation, PiecewiseLinear) for a in earlier)
-    copies = _COPIES if straight else _CURVE_COPIES
-    for boxes, chunk in row_chunks(
-        batch, len(indices), plan.largest, budget, lower.element_size(), copies
-    ):
-        found = _optimised_chunk(
-            plan,
-            plan.preact_node(activation),
-            unit_rows(indices[chunk], graph.nodes[plan.preact_node(activation)].shape, lower),
-            {a: line.take(boxes) for a, line in lines.items()},
-            {a: Interval(*(take(end, boxes) for end in preacts[a])) for a in earlier},
-            {a: take(rounding[a], boxes) for a in earlier},
-            (take(centre, boxes), take(radius, boxes)),
-            min(batch, boxes.stop) - boxes.start,
-            search,
-            deadline,
-        )
-        bounds[0, boxes, chunk], bounds[1, boxes, chunk] = found.chunk(2, dim=1)
-        if _is_late(deadline):
-            break
-    return bounds
-
-
-def _is_late(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() > deadline
-
-
-def _optimised_chunk(
-    plan: Plan,
-    node: int,
-    rows: Tensor,
-    lines: dict[int, Lines],
-    preacts: dict[int, Interval],
-    rounding: dict[int, Tensor],
-    box: tuple[Tensor, Tensor],
-    batch: int,
-    search: SlopeSearch,
-    deadline: float | None,
-) -> Tensor:
-    """Smallest upper bound found for each of the rows [1, K, *shape]: [B, K].
-
-    ``lines`` are those to start from, ``preacts`` and ``rounding`` [B or 1, *shape] what they are
-    made from, and ``box`` is its centre and radius, [B or 1, *input_shape].
-    """
-    record: dict[int, Window] = {}
-    best = value_upper_bound(plan, node, rows, lines, *box, record).expand(batch, rows.shape[1])
-    # From here on only the part of every layer that the rows touch.
-    lines = {
-        a: line.cut_to(record[a])._replace(is_cut=True) for a, line in lines.items() if a in record
-    }
-    kinds = {a: plan.graph.nodes[a].activation for a in lines}
-    free = {
-        a: record[a].cut(kind.is_open(*preacts[a]).unsqueeze(1))
-        for a, kind in kinds.items()
-        if isinstance(kind, PiecewiseLinear)
-    }
-    upper_slopes = {a: lines[a].lower_slope + lines[a].slope_gap for a in free}
-    slopes = {
-        a: lines[a].lower_slope.expand(*best.shape, *record[a].values.shape[2:]).contiguous()
-        for a in free
-    }
-    smallest = {a: kinds[a].negative_slope for a in free}
-    curves = {
-        a: CurveSlopes(
-            kind,
-            Interval(*(record[a].cut(end.unsqueeze(1)) for end in preacts[a])),
-            record[a].cut(rounding[a].unsqueeze(1)),
-            lines[a],
-            *best.shape,
-        )
-        for a, kind in kinds.items()
-        if a not in free and kind.free_lines
-    }
-    if not free and not curves:
-        return best
-    lines |= {a: curve.lines() for a, curve in curves.items()}
-    shares = {(a, side): share for a, c in curves.items() for side, share in c.shares.items()}
-    pace = {
-        (a, side): search.curve_pace if any(kinds[a].curvatures) else search.corner_pace
-        for a, side in shares
-    }
-    adam = _Adam(slopes | shares, search, pace)
-    before = best.sum()
-    start, idle = float(before), 0
-    for _ in range(search.steps):
-        if _is_late(deadline):
-            break
-        values = attaining_values(plan, record, lines, *box)
-        gradients = {
-            a: (record[a].values.clamp(max=0) * values[plan.preact_node(a)]).mul_(free[a])
-            for a in free
-        }
-        gradients |= {
-            (a, side): gradient
-            for a, curve in curves.items()
-            for side, gradient in curve.gradients(
-                record[a].values, values[plan.preact_node(a)]
-            ).items()
-        }
-        adam.descend(gradients, smallest)
-        lines |= {a: curve.lines() for a, curve in curves.items()}
-        lines |= {
-            a: Lines(
-                slopes[a],
-                upper_slopes[a] - slopes[a],
-                lines[a].lower_intercept,
-                lines[a].intercept_gap,
-                True,
-            )
-            for a in free
-        }
-        record = {}
-        best = torch.minimum(best, value_upper_bound(plan, node, rows, lines, *box, record))
-        now = best.sum()
-        gained, total = float(before - now), start - float(now)
-        before = now
-        idle = idle + 1 if gained <= search.least_gain * total else 0
-        if idle == search.patience:
-            break
-    return best
 
 
 @torch.no_grad()

@@ -24,6 +24,13 @@ class Interval(NamedTuple):
     upper: Tensor
 
 
+def intersect(first: Interval, second: Interval) -> Interval:
+    """The values in both intervals."""
+    return Interval(
+        torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper)
+    )
+
+
 class ForwardIntervals(NamedTuple):
     """Interval bounds of every node of a graph.
 

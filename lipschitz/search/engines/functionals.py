@@ -6,8 +6,8 @@ its direction; the other sign is ``-w``. Splits, refinement and leaves are those
 searches.
 
 A bound here may be negative, and whether it is above 0 is what searches for a sign ask; so a
-bound is never above the path sums of :mod:`lipschitz.bounds.native.path_sums`, which are free of
-cancellation, and otherwise carries a margin by their magnitude.
+bound is never above the path sums of :mod:`lipschitz.bounds.native.backward.path_sums`, which are
+free of cancellation, and otherwise carries a margin by their magnitude.
 
 Shapes: Q functionals, B subdomains, D entries.
 """
@@ -19,14 +19,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.crown import NormBounds, RootBounds
+from lipschitz.bounds.native.backward.norm_bounds import NormBounds
+from lipschitz.bounds.native.backward.path_sums import PathSums
+from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
     jacobian_interval,
     slope_intervals,
 )
-from lipschitz.bounds.native.path_sums import PathSums
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.inputs import Boxes, InputSearch
 from lipschitz.search.engines.neurons import NeuronSearch

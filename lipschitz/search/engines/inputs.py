@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.crown import NormBounds, norm_bounds, preactivation_bounds
+from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
+from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.bounds.native.memory import default_memory_budget
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem

@@ -1,8 +1,8 @@
 """One backward pass per subdomain from intervals that are already known: the cheap bound.
 
-The norm is bounded as in :func:`lipschitz.bounds.native.crown.norm_bounds`, but with the
-cotangents' and entries' intervals given, so that only one row per subdomain goes back through the
-Jacobian, and interval arithmetic tightens those intervals on the way at the price of four more.
+The norm is bounded as in :func:`lipschitz.bounds.native.backward.norm_bounds.norm_bounds`, but with
+the cotangents' and entries' intervals given, so that only one row per subdomain goes back through
+the Jacobian, and interval arithmetic tightens those intervals on the way at the price of four more.
 Children of a split need no more than that; the full CROWN bounds are left for subdomains that reach
 the top of the pool.
 
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.crown import intersect
-from lipschitz.bounds.native.first_layer import FirstLayer
-from lipschitz.bounds.native.interval import ForwardIntervals, Interval, product_interval
+from lipschitz.bounds.native.backward.first_layer import FirstLayer
+from lipschitz.bounds.native.interval import ForwardIntervals, Interval, intersect, product_interval
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.norms import Measure
 from lipschitz.search.subdomains import NeuronLayout, Subdomains

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import ForwardIntervals, Interval
-from lipschitz.bounds.native.passes import activation_lines, value_upper_line
+from lipschitz.bounds.native.lines import activation_lines
 from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
 from lipschitz.search.subdomains import NeuronLayout, Subdomains
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.memory import take
-from lipschitz.bounds.native.passes import Lines, activation_lines, value_upper_line
+from lipschitz.bounds.native.lines import Lines, activation_lines
+from lipschitz.bounds.native.memory.budget import take
 from lipschitz.bounds.native.plan import Plan, unit_rows
 from lipschitz.rounding import guard
 

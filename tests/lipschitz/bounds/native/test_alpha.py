@@ -8,12 +8,14 @@ from oracles import jacobian, jacobians, points_in_box
 from torch import nn
 
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
-from lipschitz.bounds.native import alpha
-from lipschitz.bounds.native.alpha import SlopeSearch, native_alpha, optimised_preactivation_rows
-from lipschitz.bounds.native.attaining import attaining_values
+from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.passes import Lines, activation_lines, value_upper_bound
+from lipschitz.bounds.native.forward.value_pass import value_upper_bound
+from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.plan import Plan, unit_rows
+from lipschitz.bounds.native.slopes import optimise
+from lipschitz.bounds.native.slopes.attaining import attaining_values
+from lipschitz.bounds.native.slopes.optimise import SlopeSearch, optimised_preactivation_rows
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 
@@ -239,5 +241,5 @@ def test_a_line_off_by_a_thousandth_is_caught(monkeypatch):
     values = graph.values(points_in_box(problem.lower, problem.upper, 20))
     value = values[graph.nodes[last].parents[0]]
     assert (value <= native_alpha(problem).preacts[last].upper).all()
-    monkeypatch.setattr(alpha, "Lines", lambda *parts: Lines(*parts[:3], 0.999 * parts[3], True))
+    monkeypatch.setattr(optimise, "Lines", lambda *parts: Lines(*parts[:3], 0.999 * parts[3], True))
     assert not (value <= native_alpha(problem).preacts[last].upper).all()

@@ -10,7 +10,7 @@ from oracles import dense_matrix, jacobian, jacobians, points_in_box
 from torch import nn
 
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
-from lipschitz.bounds.native import passes
+from lipschitz.bounds.native import lines
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.interval import interval_norm_bound
 from lipschitz.network.tracing import build_graph
@@ -198,7 +198,7 @@ def test_a_relaxation_off_by_a_thousandth_is_caught(monkeypatch):
     problem = make_problem(build_graph(reference.model(), (16,)), reference.point(), reference.eps)
     expected = pytest.approx(reference.crown_root, rel=1e-7)
     assert float(native_crown(problem).class_upper_bounds.max()) == expected
-    monkeypatch.setattr(passes, "slope_product_lines", wrong)
+    monkeypatch.setattr(lines, "slope_product_lines", wrong)
     assert float(native_crown(problem).class_upper_bounds.max()) != expected
 
 

@@ -4,10 +4,10 @@ Each row by itself is done with once its norm is bounded; the operator norm of s
 together has more than one bound, and the least counts:
 
 - L1, the largest column sum: from the entries' magnitudes, or columns jointly by
-  :mod:`lipschitz.bounds.native.tangents`;
+  :mod:`lipschitz.bounds.native.backward.tangents`;
 - L2, the largest singular value: of the entries' magnitudes, or of their centres plus their radii;
   the Frobenius norm from the rows' l2 bounds; ``sqrt(||J||_1 ||J||_inf)``; the centres one layer
-  earlier plus ``||A||_2`` times their radii (:mod:`lipschitz.bounds.native.first_layer`);
+  earlier plus ``||A||_2`` times their radii (:mod:`lipschitz.bounds.native.backward.first_layer`);
 - both: the product of the layers' norms.
 """
 
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.global_norm import global_norm_bound
+from lipschitz.bounds.native.backward.norm_node import norm_node
+from lipschitz.bounds.native.backward.spectral import spectral_bounds
+from lipschitz.bounds.native.backward.tangents import column_sums
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.norm_node import norm_node
-from lipschitz.bounds.native.passes import product_lines
+from lipschitz.bounds.native.lines import product_lines
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.spectral import spectral_bounds
-from lipschitz.bounds.native.tangents import column_sums
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 

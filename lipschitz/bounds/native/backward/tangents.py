@@ -16,11 +16,13 @@ import copy
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.interval import Interval, product_interval
-from lipschitz.bounds.native.memory import row_chunks
-from lipschitz.bounds.native.passes import Lines, product_lines, value_upper_bound
+from lipschitz.bounds.native.forward.preactivations import preactivation_rows
+from lipschitz.bounds.native.forward.value_pass import value_upper_bound
+from lipschitz.bounds.native.interval import Interval, intersect, product_interval
+from lipschitz.bounds.native.lines import Lines, product_lines
+from lipschitz.bounds.native.memory.budget import row_chunks
 from lipschitz.bounds.native.plan import Exactness, Plan
-from lipschitz.bounds.native.rows import intersect, needed_indices, place, preactivation_rows
+from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord

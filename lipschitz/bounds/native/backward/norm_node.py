@@ -8,8 +8,8 @@ entry is as well known as the entries are. For L2 the square is bounded, ``J_i^2
 all entries jointly by one pass. The same, seen from any reference point c, reads
 ``||J||^2 = 2 c . J - ||c||^2 + ||J - c||^2``: the chord takes the intervals' centre and bounds the
 distance by their radii. A second pass takes the gradient of the centres one layer earlier and
-bounds the distance by :mod:`lipschitz.bounds.native.first_layer`; a third bounds the l1 norm, since
-``||J||_2^2 <= ||J||_1 max |J_i|``. The least of them all counts.
+bounds the distance by :mod:`lipschitz.bounds.native.backward.first_layer`; a third bounds the l1
+norm, since ``||J||_2^2 <= ||J||_1 max |J_i|``. The least of them all counts.
 
 Shapes: B boxes, D inputs.
 """
@@ -19,9 +19,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.first_layer import FirstLayer
+from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
+from lipschitz.bounds.native.backward.first_layer import FirstLayer
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.passes import Lines, cotangent_upper_bound
+from lipschitz.bounds.native.lines import Lines
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.norms import Measure
 

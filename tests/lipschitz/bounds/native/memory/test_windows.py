@@ -4,8 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lipschitz.bounds.native import windows
-from lipschitz.bounds.native.windows import Window, adjoint, by_tiles, crop, linear_from
+from lipschitz.bounds.native.memory import windows
+from lipschitz.bounds.native.memory.windows import (
+    Window,
+    adjoint,
+    by_tiles,
+    crop,
+    linear_from,
+)
 from lipschitz.network.affine import Combination, Convolution, Linear, Reshape, Scale
 
 

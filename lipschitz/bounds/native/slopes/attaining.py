@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lipschitz.bounds.native.passes import Lines
+from lipschitz.bounds.native.lines import Lines
+from lipschitz.bounds.native.memory.windows import Window, convolve_region, geometry
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.windows import Window, convolve_region, geometry
 from lipschitz.network.affine import AffineMap, Combination, Convolution, Reshape, Scale
 
 
@@ -29,7 +29,7 @@ def attaining_values(
 
     Args:
         plan: The graph.
-        record: What :func:`lipschitz.bounds.native.passes.value_upper_bound` recorded.
+        record: What :func:`lipschitz.bounds.native.forward.value_pass.value_upper_bound` recorded.
         lines: The lines it used.
         centre, radius: The boxes, [B, *input_shape].
 

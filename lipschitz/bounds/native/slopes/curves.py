@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.passes import Lines
+from lipschitz.bounds.native.lines import Lines
 from lipschitz.network.activations import Activation
 
 # Sides of a function on which lines lie: below and above.

@@ -1,9 +1,4 @@
-"""The two backward passes of CROWN: through the network, and through its Jacobian.
-
-Both start from rows of coefficients at one node, replace every activation, or every slope
-product, by the line that its coefficient's sign asks for, and end in an upper bound of
-``coefficients . value`` over the box (Zhang et al. 2018; for the Jacobian Shi et al. 2022,
-section 3). A lower bound is minus the upper bound of the negated row.
+"""Lines around nonlinear steps: around activations, and around slope products ``h = g * s``.
 
 Shapes: coefficients are [B, K, *shape] with B boxes (class x subdomain) and K rows each; B is 1
 as long as nothing that differs between the boxes has been met.
@@ -17,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.memory import take
-from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.windows import Window, adjoint, crop, linear_from
+from lipschitz.bounds.native.memory.budget import take
+from lipschitz.bounds.native.memory.windows import Window
 from lipschitz.network.activations import Activation, PiecewiseLinear
 from lipschitz.relaxation import slope_product_lines
 
@@ -154,7 +148,7 @@ def product_lines(cotangent: Interval, slope: Interval) -> Lines:
     )
 
 
-def _inner(rows: Tensor, vector: Tensor) -> Tensor:
+def inner(rows: Tensor, vector: Tensor) -> Tensor:
     """``rows . vector`` for rows [B, K, N] and vectors [B, N] or [B, K, N]: [B, K]."""
     if vector.dim() == 3:
         return (rows * vector).sum(2)
@@ -169,126 +163,8 @@ def relax(window: Window, lines: Lines) -> tuple[Window, Tensor]:
     """Replace ``coefficients . f(value)`` by its upper line: new coefficients, constant [B, K]."""
     coefficients, lines = window.values, lines.cut_to(window)
     positive = coefficients.clamp(min=0)
-    constant = _inner(positive.flatten(2), lines.intercept_gap)
+    constant = inner(positive.flatten(2), lines.intercept_gap)
     if lines.lower_intercept is not None:
-        constant = constant + _inner(window.flat(), lines.lower_intercept)
+        constant = constant + inner(window.flat(), lines.lower_intercept)
     new = torch.addcmul(coefficients * lines.lower_slope, positive, lines.slope_gap)
     return window.having(new), constant
-
-
-def box_maximum(coefficients: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """Largest ``coefficients . x`` over boxes: coefficients [B, K, *s], boxes [B, *s]; [B, K]."""
-    rows = coefficients.flatten(2)
-    return _inner(rows, centre.flatten(1)) + _inner(rows.abs(), radius.flatten(1))
-
-
-def value_upper_line(
-    plan: Plan,
-    start: int,
-    coefficients: Tensor,
-    lines: dict[int, Lines],
-    record: dict[int, Window] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Affine function of the input above ``coefficients . value of a node``.
-
-    Args:
-        plan: The graph.
-        start: The node.
-        coefficients: [B or 1, K, *shape of the node].
-        lines: Lines of every activation before the node.
-        record: If given, receives the coefficients at every node passed.
-
-    Returns:
-        Coefficients of the input [B or 1, K, *input_shape], constant [B or 1, K].
-    """
-    pending = {start: crop(coefficients)}
-    constant = coefficients.new_zeros(coefficients.shape[:2])
-    for index in range(start, 0, -1):
-        rows = pending.pop(index, None)
-        if rows is None:
-            continue
-        if record is not None:
-            record[index] = rows
-        node = plan.graph.nodes[index]
-        if node.affine is None:
-            new, gained = relax(rows, lines[index])
-            constant, contributions = constant + gained, (new,)
-        else:
-            if index in plan.biases:
-                constant = constant + rows.flat() @ rows.cut_flat(plan.biases[index][None])[0]
-            contributions = adjoint(node.affine, rows)
-        for parent, new in zip(node.parents, contributions, strict=True):
-            pending[parent] = pending[parent] + new if parent in pending else new
-    # Every node that is not the input has parents, so the input is always reached.
-    if record is not None:
-        record[0] = pending[0]
-    return pending[0].full(), constant
-
-
-def value_upper_bound(
-    plan: Plan,
-    start: int,
-    coefficients: Tensor,
-    lines: dict[int, Lines],
-    centre: Tensor,
-    radius: Tensor,
-    record: dict[int, Window] | None = None,
-) -> Tensor:
-    """Upper bound of ``coefficients . value of a node`` over boxes.
-
-    Args:
-        plan: The graph.
-        start: The node.
-        coefficients: [B or 1, K, *shape of the node].
-        lines: Lines of every activation before the node.
-        centre, radius: The boxes, [B, *input_shape].
-        record: If given, receives the coefficients at every node passed.
-
-    Returns:
-        [B, K].
-    """
-    at_input, constant = value_upper_line(plan, start, coefficients, lines, record)
-    return constant + box_maximum(at_input, centre, radius)
-
-
-def cotangent_upper_bound(
-    plan: Plan,
-    start: int,
-    coefficients: Tensor,
-    lines: dict[int, Lines],
-    rows: Tensor,
-    record: dict[int, Tensor] | None = None,
-) -> Tensor:
-    """Upper bound of ``coefficients . cotangent of a node``; at node 0 that is the Jacobian.
-
-    Args:
-        plan: The graph.
-        start: The node.
-        coefficients: [B or 1, K, *shape of the node].
-        lines: Lines of the slope products of every activation after the node.
-        rows: Output directions, [B, C].
-        record: If given, receives each activation's coefficients at ``h = g * s``.
-
-    Returns:
-        [B, K].
-    """
-    pending = {start: crop(coefficients)}
-    constant = rows.new_zeros(rows.shape[0], coefficients.shape[1])
-    last = len(plan.graph.nodes) - 1
-    for index in range(start, last + 1):
-        incoming = pending.pop(index, None)
-        if incoming is None:
-            continue
-        if index == last:
-            constant = constant + _inner(incoming.full(), rows)
-        for child, slot in plan.consumers[index]:
-            node = plan.graph.nodes[child]
-            if node.affine is None:
-                if record is not None:
-                    record[child] = incoming.full()
-                new, gained = relax(incoming, lines[child])
-                constant = constant + gained
-            else:
-                new = linear_from(node.affine, slot, incoming)
-            pending[child] = pending[child] + new if child in pending else new
-    return constant

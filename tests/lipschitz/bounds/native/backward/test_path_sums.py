@@ -8,8 +8,8 @@ from cases import CASES
 from layers import LAYERS
 from oracles import jacobian, jacobians, points_in_box
 
+from lipschitz.bounds.native.backward.path_sums import PathSums, SignedSums
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.bounds.native.path_sums import PathSums, SignedSums
 from lipschitz.network.tracing import build_graph
 
 

@@ -3,13 +3,15 @@ import torch
 from torch import nn
 
 from lipschitz import make_problem
-from lipschitz.bounds.native.alpha import SlopeSearch, native_alpha
-from lipschitz.bounds.native.attaining import attaining_values
+from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.curve_slopes import CurveSlopes
+from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import Interval, forward_intervals
-from lipschitz.bounds.native.passes import activation_lines, value_upper_bound
+from lipschitz.bounds.native.lines import activation_lines
 from lipschitz.bounds.native.plan import Plan, unit_rows
+from lipschitz.bounds.native.slopes.attaining import attaining_values
+from lipschitz.bounds.native.slopes.curves import CurveSlopes
+from lipschitz.bounds.native.slopes.optimise import SlopeSearch
 from lipschitz.network.tracing import build_graph
 from tests.cases import mlp
 from tests.oracles import jacobians, points_in_box

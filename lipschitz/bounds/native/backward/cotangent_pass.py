@@ -1,0 +1,60 @@
+"""CROWN's pass through the Jacobian: from rows at a node's cotangent to the output directions.
+
+It replaces every slope product by the line that its coefficient's sign asks for and ends in an
+upper bound of ``coefficients . cotangent`` (Shi et al. 2022, section 3). A lower bound is minus the
+upper bound of the negated row.
+
+Shapes: coefficients are [B, K, *shape] with B boxes (class x subdomain) and K rows each; B is 1 as
+long as nothing that differs between the boxes has been met.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lipschitz.bounds.native.lines import Lines, inner, relax
+from lipschitz.bounds.native.memory.windows import crop, linear_from
+from lipschitz.bounds.native.plan import Plan
+
+
+def cotangent_upper_bound(
+    plan: Plan,
+    start: int,
+    coefficients: Tensor,
+    lines: dict[int, Lines],
+    rows: Tensor,
+    record: dict[int, Tensor] | None = None,
+) -> Tensor:
+    """Upper bound of ``coefficients . cotangent of a node``; at node 0 that is the Jacobian.
+
+    Args:
+        plan: The graph.
+        start: The node.
+        coefficients: [B or 1, K, *shape of the node].
+        lines: Lines of the slope products of every activation after the node.
+        rows: Output directions, [B, C].
+        record: If given, receives each activation's coefficients at ``h = g * s``.
+
+    Returns:
+        [B, K].
+    """
+    pending = {start: crop(coefficients)}
+    constant = rows.new_zeros(rows.shape[0], coefficients.shape[1])
+    last = len(plan.graph.nodes) - 1
+    for index in range(start, last + 1):
+        incoming = pending.pop(index, None)
+        if incoming is None:
+            continue
+        if index == last:
+            constant = constant + inner(incoming.full(), rows)
+        for child, slot in plan.consumers[index]:
+            node = plan.graph.nodes[child]
+            if node.affine is None:
+                if record is not None:
+                    record[child] = incoming.full()
+                new, gained = relax(incoming, lines[child])
+                constant = constant + gained
+            else:
+                new = linear_from(node.affine, slot, incoming)
+            pending[child] = pending[child] + new if child in pending else new
+    return constant

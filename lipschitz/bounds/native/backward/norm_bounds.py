@@ -1,0 +1,178 @@
+"""Bounds of cotangents, of the Jacobian's entries and of its rows' norms, from slope intervals.
+
+Every cotangent ``g`` that meets an uncertain slope is bounded by CROWN through the chords of
+``h = g * s``, every Jacobian entry likewise, and the norm by
+:mod:`lipschitz.bounds.native.backward.norm_node` (Shi et al. 2022, sections 3.2 and 3.3). What
+interval arithmetic already gets exactly, or what no bound depends on, costs no rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
+from lipschitz.bounds.native.backward.first_layer import FirstLayer
+from lipschitz.bounds.native.backward.norm_node import norm_node
+from lipschitz.bounds.native.interval import (
+    Interval,
+    intersect,
+    product_interval,
+)
+from lipschitz.bounds.native.lines import Lines, product_lines
+from lipschitz.bounds.native.memory.budget import row_chunks, take
+from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
+from lipschitz.bounds.native.rows import needed_indices, place
+from lipschitz.norms import Measure
+
+
+@dataclass(frozen=True)
+class NormBounds:
+    """Bounds of the Jacobian over B boxes (class x subdomain).
+
+    Attributes:
+        upper_bound: Upper bound of the norm of ``J(x)^T r``, [B].
+        entries: Interval of the Jacobian's entries, [B, *input_shape].
+        cotangents: Interval of g by activation node, [B, *shape]; only meant where the slope is
+            uncertain.
+        coefficients: By activation node, how much the upper bound counts ``h = g * s``,
+            [B, *shape]; for branching scores.
+    """
+
+    upper_bound: Tensor
+    entries: Interval
+    cotangents: dict[int, Interval]
+    coefficients: dict[int, Tensor]
+
+
+def cotangent_rows(
+    plan: Plan, node: int, indices: Tensor, lines: dict[int, Lines], rows: Tensor, budget: int
+) -> Tensor:
+    """CROWN bounds of chosen entries of a node's cotangent.
+
+    Args:
+        plan: The graph.
+        node: The node; 0 for the Jacobian.
+        indices: Flat coordinates, [K].
+        lines: Lines of the slope products after the node, [B or 1, ...].
+        rows: Output directions [B, C].
+        budget: Bytes for rows.
+
+    Returns:
+        Upper bounds of the entries and of their negatives, [2, B, K].
+    """
+    batch = len(rows)
+    bounds = rows.new_empty(2, batch, len(indices))
+    for boxes, chunk in row_chunks(batch, len(indices), plan.largest, budget, rows.element_size()):
+        result = cotangent_upper_bound(
+            plan,
+            node,
+            unit_rows(indices[chunk], plan.graph.nodes[node].shape, rows),
+            {i: line.take(boxes) for i, line in lines.items()},
+            take(rows, boxes),
+        )
+        bounds[0, boxes, chunk], bounds[1, boxes, chunk] = result.chunk(2, dim=1)
+    return bounds
+
+
+def norm_bounds(
+    plan: Plan,
+    rows: Tensor,
+    slopes: dict[int, Interval],
+    *,
+    budget: int,
+    tighten: bool = False,
+    measure: Measure | None = None,
+) -> NormBounds:
+    """Bounds of the Jacobian and of its rows' norms from the slopes' intervals.
+
+    Args:
+        plan: The graph.
+        rows: Output directions, [B, C].
+        slopes: Slope interval by activation node, [B or 1, *shape].
+        budget: Bytes for rows.
+        tighten: Intersect CROWN's bounds of g and of the entries with interval arithmetic's;
+            plain CROWN does not.
+        measure: The norm, of each row; that of Linf if None.
+
+    Returns:
+        Bounds for B boxes.
+    """
+    graph, batch = plan.graph, len(rows)
+    measure = (measure or Measure()).each
+    first = FirstLayer.of(plan, measure)
+    intervals: dict[int, Interval] = {len(graph.nodes) - 1: Interval(rows, rows)}
+    exactness = {len(graph.nodes) - 1: Exactness.CONSTANT}
+    cotangents: dict[int, Interval] = {}
+    lines: dict[int, Lines] = {}
+
+    def bounded(index: int, mask: Tensor | None) -> Interval:
+        """Bounds of a node's cotangent where ``mask`` asks for them (everywhere if None)."""
+        found = intervals[index]
+        if exactness[index] is not Exactness.LOOSE:
+            return found
+        if mask is None:
+            mask = torch.ones_like(found.lower, dtype=torch.bool)
+        indices = needed_indices(mask)
+        if not len(indices):
+            return found
+        crown = place(
+            found, cotangent_rows(plan, index, indices, lines, rows, budget), indices, mask
+        )
+        return intersect(found, crown) if tighten else crown
+
+    for index in range(len(graph.nodes) - 1, 0, -1):
+        if index not in intervals:
+            continue
+        node = graph.nodes[index]
+        if node.affine is None:
+            slope = slopes[index]
+            uncertain = slope.lower != slope.upper
+            # The l2 norm looks at the first layer's cotangents themselves.
+            wanted = uncertain
+            if first is not None and index in first.activations:
+                wanted = (slope.lower != 0) | (slope.upper != 0)
+            cotangents[index] = bounded(index, wanted)
+            lines[index] = product_lines(cotangents[index], slope)
+            contributions = [product_interval(cotangents[index], slope)]
+            certain = not bool(uncertain.any())
+            before = exactness[index]
+            after = (
+                before
+                if certain
+                else Exactness.INDEPENDENT
+                if before is Exactness.CONSTANT
+                else Exactness.LOOSE
+            )
+        else:
+            contributions = _pull_back_interval(plan, index, intervals[index])
+            after = plan.affine_exactness(index, exactness[index])
+        for parent, new in zip(node.parents, contributions, strict=True):
+            if parent in intervals:
+                old = intervals[parent]
+                intervals[parent] = Interval(old.lower + new.lower, old.upper + new.upper)
+                exactness[parent] = exactness[parent].plus(after)
+            else:
+                intervals[parent], exactness[parent] = new, after
+        del intervals[index]
+
+    if 0 not in intervals:  # the output does not depend on the input
+        zero = rows.new_zeros(batch, *graph.input_shape)
+        return NormBounds(rows.new_zeros(batch), Interval(zero, zero), cotangents, {})
+    entries = bounded(0, None)
+    upper_bound, coefficients = norm_node(
+        plan, measure, rows, entries, lines, cotangents, slopes, first
+    )
+    return NormBounds(upper_bound, entries, cotangents, coefficients)
+
+
+def _pull_back_interval(plan: Plan, index: int, bounds: Interval) -> list[Interval]:
+    """Interval of each parent's share of the cotangent of an affine node."""
+    affine = plan.graph.nodes[index].affine
+    if bounds.lower is bounds.upper:  # a point stays one, to the last bit
+        return [Interval(c, c) for c in affine.adjoint(bounds.lower)]
+    centres = affine.adjoint((bounds.lower + bounds.upper) / 2)
+    radii = plan.magnitudes[index].adjoint((bounds.upper - bounds.lower) / 2)
+    return [Interval(c - r, c + r) for c, r in zip(centres, radii, strict=True)]

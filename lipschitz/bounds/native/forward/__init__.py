@@ -1,0 +1,1 @@
+"""Backward from a neuron to the input: bounds of pre-activations."""

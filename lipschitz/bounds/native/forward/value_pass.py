@@ -1,0 +1,92 @@
+"""CROWN's backward pass through the network: from rows at a node to lines in the input.
+
+It starts from rows of coefficients at one node, replaces every activation by the line that its
+coefficient's sign asks for, and ends in an upper bound of ``coefficients . value`` over the box
+(Zhang et al. 2018). A lower bound is minus the upper bound of the negated row.
+
+Shapes: coefficients are [B, K, *shape] with B boxes and K rows each; B is 1 as long as nothing that
+differs between the boxes has been met.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lipschitz.bounds.native.lines import Lines, inner, relax
+from lipschitz.bounds.native.memory.windows import Window, adjoint, crop
+from lipschitz.bounds.native.plan import Plan
+
+
+def box_maximum(coefficients: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """Largest ``coefficients . x`` over boxes: coefficients [B, K, *s], boxes [B, *s]; [B, K]."""
+    rows = coefficients.flatten(2)
+    return inner(rows, centre.flatten(1)) + inner(rows.abs(), radius.flatten(1))
+
+
+def value_upper_line(
+    plan: Plan,
+    start: int,
+    coefficients: Tensor,
+    lines: dict[int, Lines],
+    record: dict[int, Window] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Affine function of the input above ``coefficients . value of a node``.
+
+    Args:
+        plan: The graph.
+        start: The node.
+        coefficients: [B or 1, K, *shape of the node].
+        lines: Lines of every activation before the node.
+        record: If given, receives the coefficients at every node passed.
+
+    Returns:
+        Coefficients of the input [B or 1, K, *input_shape], constant [B or 1, K].
+    """
+    pending = {start: crop(coefficients)}
+    constant = coefficients.new_zeros(coefficients.shape[:2])
+    for index in range(start, 0, -1):
+        rows = pending.pop(index, None)
+        if rows is None:
+            continue
+        if record is not None:
+            record[index] = rows
+        node = plan.graph.nodes[index]
+        if node.affine is None:
+            new, gained = relax(rows, lines[index])
+            constant, contributions = constant + gained, (new,)
+        else:
+            if index in plan.biases:
+                constant = constant + rows.flat() @ rows.cut_flat(plan.biases[index][None])[0]
+            contributions = adjoint(node.affine, rows)
+        for parent, new in zip(node.parents, contributions, strict=True):
+            pending[parent] = pending[parent] + new if parent in pending else new
+    # Every node that is not the input has parents, so the input is always reached.
+    if record is not None:
+        record[0] = pending[0]
+    return pending[0].full(), constant
+
+
+def value_upper_bound(
+    plan: Plan,
+    start: int,
+    coefficients: Tensor,
+    lines: dict[int, Lines],
+    centre: Tensor,
+    radius: Tensor,
+    record: dict[int, Window] | None = None,
+) -> Tensor:
+    """Upper bound of ``coefficients . value of a node`` over boxes.
+
+    Args:
+        plan: The graph.
+        start: The node.
+        coefficients: [B or 1, K, *shape of the node].
+        lines: Lines of every activation before the node.
+        centre, radius: The boxes, [B, *input_shape].
+        record: If given, receives the coefficients at every node passed.
+
+    Returns:
+        [B, K].
+    """
+    at_input, constant = value_upper_line(plan, start, coefficients, lines, record)
+    return constant + box_maximum(at_input, centre, radius)

@@ -1,0 +1,1 @@
+"""Free slopes of the lines around activations, and how they are optimised."""
