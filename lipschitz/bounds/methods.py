@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.baselines.eclipse import eclipse_bounds
+from lipschitz.bounds.baselines.eclipse import eclipse_bounds, relu_chain
 from lipschitz.bounds.baselines.extras import require_extra
 from lipschitz.bounds.baselines.fastlip import fastlip_bound
 from lipschitz.bounds.baselines.lipbab import lipbab_bounds
 from lipschitz.bounds.baselines.lipmip import lipmip_bounds
-from lipschitz.bounds.baselines.lipsdp import lipsdp_bounds
+from lipschitz.bounds.baselines.lipsdp import chain_of, lipsdp_bounds
 from lipschitz.bounds.baselines.recurjac import recurjac_bound
 from lipschitz.bounds.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
 from lipschitz.bounds.global_norm import check_bounded_slopes, global_norm_bound
@@ -161,11 +161,13 @@ def _lipbab(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
+    chain_of(graph)  # what is wrong with the network comes before what is missing here
     require_extra("lipsdp", "cvxpy")
     return lambda problem: lipsdp_bounds(problem, timeout=options.timeout)
 
 
 def _eclipse(graph: Graph, options: MethodOptions) -> Bounder:
+    relu_chain(graph)
     require_extra("eclipse", "eclipse-nn", "eclipse_nn")
     return eclipse_bounds
 

@@ -30,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.baselines.chain import dense_chain
+from lipschitz.bounds.baselines.chain import Layer, dense_chain
 from lipschitz.bounds.baselines.extras import require_extra
 from lipschitz.errors import InputError
+from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 
@@ -63,6 +64,18 @@ def local_l2_constant(
     return math.inf if failed or not math.isfinite(constant) else float(constant)
 
 
+def relu_chain(graph: Graph) -> tuple[list[Layer], np.ndarray]:
+    """The network's layers and what follows the last, as :func:`dense_chain` gives them.
+
+    Raises:
+        InputError: Branches, other activations than ReLU, or too large a network.
+    """
+    layers, last = dense_chain(graph, "eclipse", LARGEST)
+    if any(layer.negative_slope for layer in layers):
+        raise InputError("eclipse: the package bounds networks of ReLU, not LeakyReLU: use crown")
+    return layers, last
+
+
 def eclipse_bounds(problem: LocalProblem) -> Tensor:
     """Upper bound of every row's norm (L2, or Linf by conversion) over the box, [R].
 
@@ -70,12 +83,10 @@ def eclipse_bounds(problem: LocalProblem) -> Tensor:
         problem: What to bound.
 
     Raises:
-        InputError: No eclipse-nn, branches, other activations than ReLU, or too large a network.
+        InputError: As :func:`relu_chain`, or no eclipse-nn.
     """
+    layers, last = relu_chain(problem.graph)
     require_extra("eclipse", "eclipse-nn", "eclipse_nn")
-    layers, last = dense_chain(problem.graph, "eclipse", LARGEST)
-    if any(layer.negative_slope for layer in layers):
-        raise InputError("eclipse: the package bounds networks of ReLU, not LeakyReLU: use crown")
     outputs = problem.rows.double().cpu().numpy() @ last
     lower, upper = (t.double().cpu().numpy().ravel() for t in (problem.lower, problem.upper))
     centre = (lower + upper) / 2

@@ -21,7 +21,6 @@ def require_extra(method: str, package: str, module: str | None = None) -> None:
     module = module or package
     if importlib.util.find_spec(module) is None:
         raise InputError(
-            f"{method} needs the package {package}, an optional extra: "
-            "pip install -r requirements-extra.txt"
+            f"{method} needs the package {package}, which is optional: pip install {package}"
         )
     importlib.import_module(module)

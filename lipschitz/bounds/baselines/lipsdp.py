@@ -206,9 +206,9 @@ def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
     Raises:
         InputError: No cvxpy, branches, or too large a network.
     """
+    chain = chain_of(problem.graph)
     require_extra("lipsdp", "cvxpy")
     deadline = time.monotonic() + timeout
-    chain = chain_of(problem.graph)
     outputs = problem.rows.double().cpu().numpy() @ chain.last
     lengths = np.linalg.norm(outputs, axis=1) * (1 + _NORM_MARGIN)
     squared, status = np.ones(len(outputs)), BOUND

@@ -125,5 +125,5 @@ def test_large_networks_are_refused():
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"eclipse-nn.*pip install -r requirements-extra.txt"):
+    with pytest.raises(InputError, match=r"eclipse-nn.*pip install eclipse-nn"):
         local_lipschitz(CASES[0].model(), CASES[0].point(), 0.1, method="eclipse")
