@@ -9,7 +9,7 @@ from commands.examples import classes_of, label_of
 from commands.rows import SCHEMA
 from data.points import Points
 from lipschitz import Prepared
-from lipschitz.applications.certify import certify_example
+from lipschitz.applications.radii import certify_example
 from utils import versions
 
 CERTIFIED, MISCLASSIFIED = "certified", "misclassified"

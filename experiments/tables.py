@@ -178,7 +178,7 @@ SIGNS_UNITS = (
 
 def signs_table(rows: list[dict[str, Any]]) -> str:
     """Verdicts of monotonicity runs by network, method and feature, all features last."""
-    from lipschitz.applications.entry_signs import VERDICTS
+    from lipschitz.applications.signs import VERDICTS
 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:

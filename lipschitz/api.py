@@ -2,177 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.methods import (
-    GLOBAL,
-    METHODS,
-    Bounder,
     MethodOptions,
-    check_measure,
-    choose_engine,
-    class_upper_bounds,
-    run_bounder,
 )
-from lipschitz.bounds.outcome import Outcome, interrupted_at_once, nothing_found
-from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
-from lipschitz.errors import InputError
-from lipschitz.network.graph import Graph
-from lipschitz.network.tracing import build_graph, placement
-from lipschitz.norms import norm_name
-from lipschitz.precision import disable_tf32
-from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem, make_problem
-from lipschitz.search.interface import Progress
-from lipschitz.search.options import BranchOptions, check_branching
-from lipschitz.search.run import bound_by_branching
-
-
-class Prepared:
-    """A network made ready for one method, to be bounded on many boxes.
-
-    Args:
-        model: The network, in eval mode, or its graph.
-        input_shape: Shape of one input; not needed for a graph.
-        method: A name of :data:`lipschitz.METHODS`, such as ``crown``, ``alpha`` or ``lipmip``.
-        engine: ``auto_lirpa`` or ``native``; the method's default if None.
-        options: Options of the method.
-        dtype: Precision to compute in; the model's own if None.
-        branching: Refine by branch and bound, with these options; ``method`` then has no effect.
-        norm, inputs: What its problems will ask for, as in :func:`make_problem`; they decide the
-            default engine.
-
-    Raises:
-        InputError, NotImplementedError: As :func:`lipschitz.network.tracing.build_graph`, or an
-            unknown method or engine.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | Graph,
-        input_shape: Sequence[int] | None = None,
-        *,
-        method: str = "crown",
-        engine: str | None = None,
-        options: MethodOptions | None = None,
-        dtype: torch.dtype | None = None,
-        branching: BranchOptions | None = None,
-        norm: str | float = "inf",
-        inputs: str = "all",
-    ) -> None:
-        disable_tf32()
-        self.options, self.branching = options or MethodOptions(), branching
-        if branching is None:
-            self.method, self.engine = (
-                method,
-                choose_engine(method, engine, norm_name(norm), inputs),
-            )
-        else:
-            self.method, self.engine = "bab", engine or "native"
-            check_branching(branching, self.engine)
-        graph = model if isinstance(model, Graph) else build_graph(model, tuple(input_shape or ()))
-        self.graph = graph if dtype is None else graph.to(graph.device, dtype)
-        self._bounder: Bounder | None = None
-        self._search_engine: LirpaEngine | None = None
-        if branching is None:
-            self._bounder = METHODS[method].prepare[self.engine](self.graph, self.options)
-        elif self.engine == "auto_lirpa":
-            self._search_engine = LirpaEngine(
-                self.graph, self.options.memory_budget, self.options.slopes
-            )
-
-    def upper_bounds(self, problem: LocalProblem) -> Tensor:
-        """The method's upper bounds alone, without branching, [R] or of all rows together [1].
-
-        Raises:
-            InputError: A bound is NaN or infinite, or one that the method does not have.
-        """
-        if self._bounder is None:
-            raise InputError("this network is prepared for branch and bound: use bound()")
-        check_measure(self.method, self.engine, problem.measure)
-        return class_upper_bounds(self._bounder, problem)
-
-    def bound(
-        self,
-        problem: LocalProblem,
-        *,
-        tolerance: float = 1e-4,
-        sampling: Sampling | None = None,
-        watch: Callable[[Progress], None] | None = None,
-    ) -> LipschitzResult:
-        """Certified bounds of one problem on this network.
-
-        Ctrl-C in branch and bound, or in a method that searches, returns those reached so far.
-
-        Args:
-            problem: What to bound, made with this object's ``graph``.
-            tolerance: Relative gap up to which the result is called exact.
-            sampling: How hard to look for the lower bound.
-            watch: Called with the state of a branch and bound, once per round.
-
-        Raises:
-            InputError: A bound is NaN or infinite, or one that the method does not have.
-        """
-        if self.branching is not None:
-            return bound_by_branching(
-                problem,
-                self.branching.having(tolerance=tolerance),
-                watch,
-                sampling=sampling,
-                engine=self._search_engine,
-                optimize=self.options.optimize,
-                memory_budget=self.options.memory_budget,
-            )
-        check_measure(self.method, self.engine, problem.measure)
-        begin = time.perf_counter()
-        outcome, found = self._outcome(problem, sampling)
-        upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds
-        best = int(found.norms.argmax())
-        upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
-        is_exact = upper_bound <= lower_bound * (1 + tolerance)
-        return LipschitzResult(
-            upper_bound=upper_bound,
-            lower_bound=lower_bound,
-            class_upper_bounds=tuple(upper_bounds.tolist()),
-            root_upper_bound=upper_bound if root_bounds is None else float(root_bounds.max()),
-            status=EXACT if is_exact and outcome.status != INTERRUPTED else outcome.status,
-            witness=found.witnesses[best] if lower_bound > 0 else None,
-            method=self.method,
-            engine=self.engine,
-            seconds=time.perf_counter() - begin,
-            domains=outcome.domains,
-            leaves_checked=outcome.leaves_checked,
-            dtype=str(self.graph.dtype).removeprefix("torch."),
-            device=self.graph.device.type,
-            norm=problem.norm,
-            outputs=problem.outputs,
-            inputs=problem.inputs,
-            solver_gap=outcome.solver_gap,
-        )
-
-    def _outcome(
-        self, problem: LocalProblem, sampling: Sampling | None
-    ) -> tuple[Outcome, GradientNorms]:
-        """What the method finds, and true gradients: its own, as it looks harder, or sampled ones.
-
-        Ctrl-C in a method that searches is the status of what it has found by then.
-        """
-        outcome = None
-        try:
-            outcome = run_bounder(self._bounder, problem)
-            return outcome, outcome.found or sample_gradients(problem, sampling)
-        except KeyboardInterrupt:
-            method = METHODS[self.method]
-            if not method.searches:
-                raise
-            if outcome is None:
-                outcome = interrupted_at_once(problem, everywhere=method.scope == GLOBAL)
-            return replace(outcome, status=INTERRUPTED), outcome.found or nothing_found(problem)
+from lipschitz.bounds.true_gradients import Sampling
+from lipschitz.prepared import Prepared, input_shape_of
+from lipschitz.problem import LipschitzResult, make_problem
+from lipschitz.search.options import BranchOptions
 
 
 def local_lipschitz(
@@ -282,21 +123,3 @@ def local_lipschitz(
         inputs=inputs,
     )
     return prepared.bound(problem, tolerance=tolerance, sampling=Sampling(seed=seed))
-
-
-def input_shape_of(model: nn.Module | Graph, x: Tensor) -> torch.Size:
-    """Shape of one input: that of ``x``, less a batch dimension of 1 if the network takes it so.
-
-    Two examples tell, since a convolution takes one without a batch dimension too.
-    """
-    if isinstance(model, Graph):
-        return model.input_shape
-    if x.shape[:1] != (1,):
-        return x.shape
-    two = x.detach().to(*placement(model)).expand(2, *x.shape[1:])
-    try:
-        with torch.no_grad():
-            output = model(two)
-    except (RuntimeError, ValueError, IndexError):
-        return x.shape
-    return x.shape[1:] if output.shape[:1] == (2,) else x.shape

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from oracles import jacobian, jacobians
 
-from lipschitz.applications.entry_signs import CONSTANT, DECREASING, INCREASING, NEITHER
-from lipschitz.entries import box_problem
+from lipschitz.applications.jacobian import box_problem
+from lipschitz.applications.signs import CONSTANT, DECREASING, INCREASING, NEITHER
 
 
 def contradictions(model, problem, signs, points):

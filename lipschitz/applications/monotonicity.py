@@ -2,7 +2,7 @@
 
 If ``d f_c / d x_i >= 0`` everywhere on a box, ``f_c`` never falls when feature i rises within it.
 By default the box lets one feature run over its whole range, the others staying at an example's
-values, as in the paper; what is proved is said in :mod:`lipschitz.applications.entry_signs`.
+values, as in the paper; what is proved is said in :mod:`lipschitz.applications.signs`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lipschitz.applications.entry_signs import VERDICTS, EntrySign, check_features, entry_signs
+from lipschitz.applications.jacobian import Ends, box_problem
 from lipschitz.applications.sign_search import SignLimits
-from lipschitz.entries import Ends, box_problem
+from lipschitz.applications.signs import VERDICTS, EntrySign, check_features, entry_signs
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem, class_rows

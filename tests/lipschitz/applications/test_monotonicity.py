@@ -10,7 +10,6 @@ from cases import REFERENCES, mlp
 from oracles import jacobian, points_in_box
 from sign_checks import contradictions, line_problem
 
-from lipschitz.applications.entry_signs import INCREASING
 from lipschitz.applications.monotonicity import (
     MonotonicityOptions,
     count_signs,
@@ -18,6 +17,7 @@ from lipschitz.applications.monotonicity import (
     table,
 )
 from lipschitz.applications.sign_search import SignLimits
+from lipschitz.applications.signs import INCREASING
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
 

@@ -10,7 +10,7 @@ from cases import CASES, REFERENCES, mlp
 from oracles import jacobian, jacobians, points_in_box
 from torch import nn
 
-import lipschitz.entries
+import lipschitz.applications.jacobian
 from lipschitz import build_graph, jacobian_bounds, jvp_bounds
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear
@@ -36,7 +36,7 @@ def scale(values):
 
 
 def test_docstring_examples():
-    found = doctest.testmod(lipschitz.entries)
+    found = doctest.testmod(lipschitz.applications.jacobian)
     assert found.attempted > 10
     assert found.failed == 0
 
@@ -74,7 +74,7 @@ def test_bounds_off_by_a_thousandth_are_caught():
     model, x = case.model(), case.point()
     values = sampled(model, x, 0.0)
     bounds = jacobian_bounds(model, x, 0.0)
-    shrunk = lipschitz.entries.JacobianBounds(
+    shrunk = lipschitz.applications.jacobian.JacobianBounds(
         bounds.lower * 0.999, bounds.upper * 0.999, bounds.row_names
     )
     assert holds(bounds, values, scale(values))

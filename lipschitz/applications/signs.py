@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipschitz.applications.jacobian_intervals import certified_entries, checked, root_bounds
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
 from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds
-from lipschitz.entry_bounds import certified_entries, checked, root_bounds
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear, Reshape
 from lipschitz.network.graph import Graph, Node
@@ -99,8 +99,8 @@ def entry_signs(
         >>> import torch
         >>> from torch import nn
         >>> from lipschitz import build_graph
-        >>> from lipschitz.applications.entry_signs import entry_signs
-        >>> from lipschitz.entries import box_problem
+        >>> from lipschitz.applications.signs import entry_signs
+        >>> from lipschitz.applications.jacobian import box_problem
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
         >>> with torch.no_grad():  # relu(x) + |y|
         ...     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])

@@ -7,8 +7,8 @@ from oracles import jacobians
 from torch import nn
 
 from lipschitz import BranchOptions, CertifyOptions, Prepared, certified_radius, make_problem
-from lipschitz.applications import certify
-from lipschitz.applications.certify import certify_example, margins_at
+from lipschitz.applications import radii as certify
+from lipschitz.applications.radii import certify_example, margins_at
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.api import Prepared, input_shape_of
 from lipschitz.bounds.methods import MethodOptions
 from lipschitz.bounds.native.interval import forward_intervals
 from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.norms import norm_name
+from lipschitz.prepared import Prepared, input_shape_of
 from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem
 from lipschitz.rounding import guard
 from lipschitz.search.options import BranchOptions

@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.api import input_shape_of
-from lipschitz.entry_bounds import certified_entries, certified_products, checked, root_bounds
+from lipschitz.applications.jacobian_intervals import (
+    certified_entries,
+    certified_products,
+    checked,
+    root_bounds,
+)
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph
 from lipschitz.precision import disable_tf32
+from lipschitz.prepared import input_shape_of
 from lipschitz.problem import LocalProblem, make_problem
 
 Ends = tuple[Tensor | float, Tensor | float]

@@ -14,8 +14,10 @@ from oracles import jacobian, jacobians, points_in_box
 from sign_checks import contradictions, line_problem
 from torch import nn
 
-from lipschitz.applications import entry_signs as entry_signs_module
-from lipschitz.applications.entry_signs import (
+from lipschitz.applications import signs as entry_signs_module
+from lipschitz.applications.jacobian import box_problem
+from lipschitz.applications.sign_search import SignLimits
+from lipschitz.applications.signs import (
     CONSTANT,
     DECREASING,
     INCREASING,
@@ -24,8 +26,6 @@ from lipschitz.applications.entry_signs import (
     entry_signs,
     restricted,
 )
-from lipschitz.applications.sign_search import SignLimits
-from lipschitz.entries import box_problem
 from lipschitz.network.tracing import build_graph
 from lipschitz.search.engines.functionals import Functionals
 
