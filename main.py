@@ -35,17 +35,15 @@ from lipschitz import (
     Prepared,
     make_problem,
 )
-from lipschitz.bounds.lirpa.bounds import SlopeOptimization
 from lipschitz.bounds.methods import check_measure, choose_engine
+from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
 from lipschitz.network.formats import is_network_file, load_model, read_network
 from lipschitz.network.tracing import placement
-from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
 from lipschitz.precision import disable_tf32
-from lipschitz.problem import INTERRUPTED
-from lipschitz.search.heuristics import HEURISTICS
 from lipschitz.search.options import check_branching, check_searched
+from lipschitz.words import HEURISTICS, INPUTS, INTERRUPTED, OUTPUTS, Asked, norm_name
 from models import ModelSpec, list_models, model_spec
 from models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from models.conversion import cnn_to_mlp
@@ -196,13 +194,12 @@ def check_options(args: Namespace) -> None:
         InputError: With what to do instead.
     """
     args.norm = norm_name(args.norm)
-    free = torch.ones(1) if args.inputs == "free" else None
-    measure = Measure(args.norm, free=free)
+    asked = Asked(args.norm, only_free=args.inputs == "free")
     if args.bab:
-        check_searched(measure, branching_of(args), args.engine or "native")
+        check_searched(asked, branching_of(args), args.engine or "native")
     else:
-        engine = choose_engine(args.method, args.engine, args.norm, args.inputs)
-        check_measure(args.method, engine, measure)
+        engine = choose_engine(args.method, args.engine, asked)
+        check_measure(args.method, engine, asked)
         if args.trace is not None:
             raise InputError("--trace goes with --bab; a single bound has no course over time")
     for option, smallest in (("num_examples", 1), ("start", 0), ("ob_iteration", 1)):

@@ -18,15 +18,15 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-import torch
-from torch import nn
-
+from lipschitz import __version__
 from lipschitz.errors import InputError, one_line, suggest
 
-TOOL_VERSION = "0.1.0"
+# torch and numpy take seconds to import: only what computes with them does.
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -75,17 +75,29 @@ def run_cli(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         # What is still buffered must not raise a second time when the interpreter exits.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+    except MemoryError as error:
         return _fail(_memory_message(error), 2)
     except OSError as error:
         return _fail(_os_message(error), 2)
     except (InputError, NotImplementedError) as error:
         return _fail(str(error) or type(error).__name__, 2)
     except RuntimeError as error:
-        # Torch reports exhausted host memory as a plain RuntimeError.
-        if "allocate memory" not in str(error) and "not enough memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(_memory_message(error), 2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the CPU's or the GPU's memory is exhausted.
+
+    Torch reports it as a RuntimeError: of a class of its own on a GPU, a plain one on the CPU.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    says = str(error)
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in says or "not enough memory" in says
+    )
 
 
 def _fail(message: str, code: int) -> int:
@@ -162,6 +174,9 @@ def set_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed}: expected 0 to {2**32 - 1}")
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries draw from the global generator)
     torch.manual_seed(seed)
@@ -175,6 +190,8 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {name!r}: expected auto, cpu or cuda")
+    import torch
+
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise InputError("device 'cuda' asked for, but torch sees no CUDA GPU; use --device cpu")
@@ -191,6 +208,8 @@ def choose_dtype(name: str = "auto", model: nn.Module | None = None) -> torch.dt
     Raises:
         InputError: The name is unknown.
     """
+    import torch
+
     named = {"float32": torch.float32, "float64": torch.float64}
     if name in named:
         return named[name]
@@ -211,6 +230,8 @@ def use_threads_that_pay(numbers_per_operation: int) -> None:
         numbers_per_operation: Size of the largest tensor that one operation works on.
     """
     if numbers_per_operation < 100_000 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
         torch.set_num_threads(1)
 
 
@@ -220,8 +241,8 @@ def _tool_version() -> str:
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
-        return TOOL_VERSION  # a copy without its history, or no git
-    return f"{TOOL_VERSION}+{commit.stdout.strip()}"
+        return __version__  # a copy without its history, or no git
+    return f"{__version__}+{commit.stdout.strip()}"
 
 
 def versions() -> dict[str, str | None]:
@@ -235,9 +256,9 @@ def versions() -> dict[str, str | None]:
 
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": installed("torch"),
         "auto_LiRPA": installed("auto_LiRPA"),
-        "numpy": np.__version__,
+        "numpy": installed("numpy"),
         "tool": _tool_version(),
     }
 
@@ -265,6 +286,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 def torch_save_atomic(content: Any, path: str | os.PathLike[str]) -> None:
     """`torch.save` through `atomic_write_bytes`."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write_bytes(path, buffer.getvalue())

@@ -10,7 +10,7 @@ from torch import nn
 
 from lipschitz import METHODS, LipschitzResult, Prepared
 from lipschitz.bounds.methods import kind_of
-from lipschitz.problem import default_outputs
+from lipschitz.words import default_outputs
 from models import ModelSpec
 from utils import versions
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lipschitz.bounds.methods import (
-    MethodOptions,
-)
+from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.prepared import Prepared, input_shape_of
-from lipschitz.problem import LipschitzResult, make_problem
+from lipschitz.problem import make_problem
+from lipschitz.result import LipschitzResult
 from lipschitz.search.options import BranchOptions
 
 

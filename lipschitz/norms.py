@@ -19,15 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.errors import InputError
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.words import Asked
 
 # Numbers of a matrix up to which singular values themselves cost little.
 _LARGEST_SVD = 2**14
-
-OUTPUTS = ("each", "all")
-INPUTS = ("all", "free")
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,6 @@ NORMS: dict[str, Norm] = {
     "1": Norm(lambda g: g.abs().amax(-1), lambda j: j.abs().sum(-2).amax(-1)),
     "2": Norm(lambda g: torch.linalg.vector_norm(g, dim=-1), _singular_value),
 }
-
-
-def norm_name(given: str | float) -> str:
-    """The key of a norm in :data:`NORMS`, from ``2``, ``"L2"``, ``float("inf")`` and the like.
-
-    Raises:
-        InputError: No such norm.
-    """
-    name = str(given).lower().removeprefix("l").removesuffix(".0")
-    if name not in NORMS:
-        raise InputError(f"norm {given}: expected {', '.join(NORMS)}")
-    return name
 
 
 def spectral_norm_bound(matrices: Tensor) -> Tensor:
@@ -116,6 +101,11 @@ class Measure:
     norm: str = "inf"
     joint: bool = False
     free: Tensor | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """The same without the network's numbers."""
+        return Asked(self.norm, self.joint, self.free is not None)
 
     @property
     def each(self) -> Measure:

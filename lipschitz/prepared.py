@@ -5,32 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lipschitz.bounds.lirpa.bounds import LirpaEngine
-from lipschitz.bounds.methods import (
-    GLOBAL,
-    METHODS,
+from lipschitz.bounds.methods import GLOBAL, METHODS, check_measure, choose_engine
+from lipschitz.bounds.options import MethodOptions
+from lipschitz.bounds.outcome import (
     Bounder,
-    MethodOptions,
-    check_measure,
-    choose_engine,
+    Outcome,
     class_upper_bounds,
+    interrupted_at_once,
+    nothing_found,
     run_bounder,
 )
-from lipschitz.bounds.outcome import Outcome, interrupted_at_once, nothing_found
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph, placement
-from lipschitz.norms import norm_name
 from lipschitz.precision import disable_tf32
-from lipschitz.problem import EXACT, INTERRUPTED, LipschitzResult, LocalProblem
+from lipschitz.problem import LocalProblem
+from lipschitz.result import LipschitzResult
 from lipschitz.search.interface import Progress
 from lipschitz.search.options import BranchOptions, check_branching
 from lipschitz.search.run import bound_by_branching
+from lipschitz.words import EXACT, INTERRUPTED, Asked, norm_name
+
+if TYPE_CHECKING:
+    from lipschitz.bounds.lirpa.bounds import LirpaEngine
 
 
 class Prepared:
@@ -68,10 +71,8 @@ class Prepared:
         disable_tf32()
         self.options, self.branching = options or MethodOptions(), branching
         if branching is None:
-            self.method, self.engine = (
-                method,
-                choose_engine(method, engine, norm_name(norm), inputs),
-            )
+            asked = Asked(norm_name(norm), only_free=inputs == "free")
+            self.method, self.engine = method, choose_engine(method, engine, asked)
         else:
             self.method, self.engine = "bab", engine or "native"
             check_branching(branching, self.engine)
@@ -82,6 +83,8 @@ class Prepared:
         if branching is None:
             self._bounder = METHODS[method].prepare[self.engine](self.graph, self.options)
         elif self.engine == "auto_lirpa":
+            from lipschitz.bounds.lirpa.bounds import LirpaEngine  # its package is optional
+
             self._search_engine = LirpaEngine(
                 self.graph, self.options.memory_budget, self.options.slopes
             )
@@ -94,7 +97,7 @@ class Prepared:
         """
         if self._bounder is None:
             raise InputError("this network is prepared for branch and bound: use bound()")
-        check_measure(self.method, self.engine, problem.measure)
+        check_measure(self.method, self.engine, problem.measure.asked)
         return class_upper_bounds(self._bounder, problem)
 
     def bound(
@@ -128,7 +131,7 @@ class Prepared:
                 optimize=self.options.optimize,
                 memory_budget=self.options.memory_budget,
             )
-        check_measure(self.method, self.engine, problem.measure)
+        check_measure(self.method, self.engine, problem.measure.asked)
         begin = time.perf_counter()
         outcome, found = self._outcome(problem, sampling)
         upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds

@@ -1,4 +1,4 @@
-"""What is asked and what is answered: :class:`LocalProblem` and :class:`LipschitzResult`."""
+"""What is asked: :class:`LocalProblem`, a network, a box and the rows to bound."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ from torch import Tensor
 
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.norms import INPUTS, OUTPUTS, Measure, norm_name
-
-# Status words of a result. Every one of them comes with certified bounds.
-BOUND = "bound"  # a bound, no search for more
-EXACT = "exact"  # upper and lower bound meet within the tolerance
-TIMEOUT = "timeout"
-DOMAIN_LIMIT = "domain_limit"
-INTERRUPTED = "interrupted"
+from lipschitz.norms import Measure
+from lipschitz.words import INPUTS, OUTPUTS, default_outputs, norm_name
 
 
 @dataclass(frozen=True)
@@ -68,51 +62,6 @@ class LocalProblem:
             graph=self.graph.to(self.graph.device, dtype),
             **{n: getattr(self, n).to(dtype) for n in ("centre", "lower", "upper", "rows")},
         )
-
-
-@dataclass(frozen=True)
-class LipschitzResult:
-    """Certified bounds of a local Lipschitz constant.
-
-    Attributes:
-        upper_bound: No Jacobian in the box has a larger norm; for ``outputs`` ``each`` no gradient
-            of any of the rows.
-        lower_bound: The norm of the true gradient (Jacobian) at ``witness``; 0 if none was found.
-        class_upper_bounds: One upper bound per row of the problem, in its order; one number where
-            the norm is that of all rows together.
-        root_upper_bound: The upper bound before any branching.
-        status: ``bound``, ``exact``, ``timeout``, ``domain_limit``, ``interrupted``, or
-            ``lower_bound_only`` from a method whose upper bound is infinity.
-        witness: A point of the box whose gradient attains ``lower_bound``, or None.
-        method, engine: What computed the upper bound.
-        seconds: Wall-clock time.
-        domains: Subdomains bounded by branch and bound, 0 without it.
-        leaves_checked: Leaves whose activation region was checked by a linear program.
-        solver_gap: Of method ``sdp``: how far, relatively, ``upper_bound`` may be above the optimum
-            of its semidefinite program; None elsewhere, and where the program was not reached.
-        dtype, device: Where and in what precision it was computed.
-        branch: What branch and bound split, ``relu`` or ``input``; None without it.
-        norm, outputs, inputs: What was measured, as in :class:`LocalProblem`.
-    """
-
-    upper_bound: float
-    lower_bound: float
-    class_upper_bounds: tuple[float, ...]
-    root_upper_bound: float
-    status: str
-    witness: Tensor | None
-    method: str
-    engine: str
-    seconds: float
-    domains: int = 0
-    leaves_checked: int = 0
-    dtype: str = "float32"
-    device: str = "cpu"
-    branch: str | None = None
-    norm: str = "inf"
-    outputs: str = "each"
-    inputs: str = "all"
-    solver_gap: float | None = None
 
 
 def input_box(
@@ -320,11 +269,3 @@ def make_problem(
     rows, names = class_rows(graph.num_outputs, classes, margin_of, pairs)
     rows = rows.to(device=graph.device, dtype=graph.dtype)
     return LocalProblem(graph, centre, lower, upper, rows, names, norm, outputs, inputs)
-
-
-def default_outputs(norm: str, *, margins: bool) -> str:
-    """What ``outputs`` is where nobody says: the constant of the network as a map, in every norm.
-
-    A margin is a function by itself. For Linf the two are the same number, known per output.
-    """
-    return "each" if margins or norm == "inf" else "all"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.lirpa.bounds import LirpaEngine
+from lipschitz.bounds.methods import require_engine
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
 from lipschitz.bounds.native.backward.path_sums import PathSums
@@ -21,8 +21,7 @@ from lipschitz.bounds.native.memory.budget import default_memory_budget, row_chu
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.errors import InputError, suggest
 from lipschitz.problem import LocalProblem
-
-ENGINES = ("native", "auto_lirpa")
+from lipschitz.words import ENGINES
 
 
 def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBounds:
@@ -35,7 +34,10 @@ def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBo
         raise InputError(
             f"unknown engine {engine!r}{suggest(engine, ENGINES)}; use {' or '.join(ENGINES)}"
         )
+    require_engine(engine)
     if engine == "auto_lirpa":
+        from lipschitz.bounds.lirpa.bounds import LirpaEngine  # its package is optional
+
         return LirpaEngine(problem.graph).crown(problem, optimize=optimize)
     return native_alpha(problem) if optimize else native_crown(problem)
 

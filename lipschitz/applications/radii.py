@@ -25,16 +25,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lipschitz.bounds.methods import MethodOptions
 from lipschitz.bounds.native.interval import forward_intervals
+from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.norms import norm_name
 from lipschitz.prepared import Prepared, input_shape_of
-from lipschitz.problem import INTERRUPTED, LocalProblem, make_problem
+from lipschitz.problem import LocalProblem, make_problem
 from lipschitz.rounding import guard
 from lipschitz.search.options import BranchOptions
+from lipschitz.words import INTERRUPTED, norm_name
 
 # Radii are lowered by this share, which covers the rounding of a division and a comparison.
 _MARGIN = 4 * guard(torch.float64)

@@ -1,62 +1,33 @@
-"""The single table of methods: name -> what it needs and how it bounds."""
+"""The single table of methods: name -> what it needs and how it bounds.
+
+A method's code, torch included, is loaded when it is used: the table costs nothing to read, and an
+optional package is missed only by whoever asks for what needs it.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from lipschitz.bounds.baselines.eclipse import eclipse_bounds, relu_chain
-from lipschitz.bounds.baselines.extras import require_extra
-from lipschitz.bounds.baselines.fastlip import fastlip_bound
-from lipschitz.bounds.baselines.lipbab import lipbab_bounds
-from lipschitz.bounds.baselines.lipmip import lipmip_bounds
-from lipschitz.bounds.baselines.lipsdp import chain_of, lipsdp_bounds
-from lipschitz.bounds.baselines.recurjac import recurjac_bound
-from lipschitz.bounds.baselines.sampling import LOWER_BOUND_ONLY, sampled_lower_bounds
-from lipschitz.bounds.global_norm import check_bounded_slopes, global_norm_bound
-from lipschitz.bounds.lirpa.bounds import LirpaEngine, SlopeOptimization
-from lipschitz.bounds.native.alpha import native_alpha
-from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.interval import interval_norm_bound
-from lipschitz.bounds.outcome import Outcome
-from lipschitz.bounds.sdp.bound import LastSolutions, SdpOptions, sdp_bounds
+from lipschitz.bounds.options import MethodOptions
 from lipschitz.errors import InputError, suggest
-from lipschitz.network.graph import Graph
-from lipschitz.norms import Measure
-from lipschitz.problem import LocalProblem
+from lipschitz.words import Asked
 
-# Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
-# the method found.
-Bounder = Callable[[LocalProblem], Tensor | Outcome]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lipschitz.bounds.outcome import Bounder
+    from lipschitz.network.graph import Graph
+    from lipschitz.problem import LocalProblem
 
 LOCAL, GLOBAL = "local", "global"
 UPPER, EXACT_IN_TIME, LOWER = "upper bound", "exact given time", "lower bound"
 # ||J||_1 <= sqrt(D) ||J||_2 for D inputs.
 FROM_L2 = "L2 x sqrt(D)"
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """Options of the methods; each uses those that concern it.
-
-    Attributes:
-        optimize: Optimise the slopes of pre-activation bounds (``crown``).
-        slopes: How.
-        rows_at_once: Output directions per batch, None for as many as fit.
-        memory_budget: Bytes for the coefficients of one chunk of rows; the engine chooses if None.
-        timeout: Seconds per problem, for the methods that search.
-        seed: Seed of the points that ``sampling`` and the searching methods draw.
-    """
-
-    optimize: bool = True
-    slopes: SlopeOptimization = field(default_factory=SlopeOptimization)
-    rows_at_once: int | None = None
-    memory_budget: int | None = None
-    timeout: float = 60.0
-    seed: int = 0
+# Engine -> the package it needs, and how it is got; its own requirements are out of date.
+_PACKAGES = {"auto_lirpa": ("auto_LiRPA", "pip install --no-deps auto_LiRPA==0.3")}
 
 
 @dataclass(frozen=True)
@@ -96,6 +67,8 @@ class Method:
 
 
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.lirpa.bounds import LirpaEngine
+
     engine = LirpaEngine(graph, options.memory_budget, options.slopes)
 
     def bound(problem: LocalProblem) -> Tensor:
@@ -107,22 +80,30 @@ def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _crown_native(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.native.crown import native_crown
+
     return lambda problem: (
         native_crown(problem, memory_budget=options.memory_budget).class_upper_bounds
     )
 
 
 def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.native.alpha import native_alpha
+
     return lambda problem: (
         native_alpha(problem, memory_budget=options.memory_budget).class_upper_bounds
     )
 
 
 def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.lirpa.bounds import LirpaEngine
+
     return LirpaEngine(graph, optimization=options.slopes).ibp
 
 
 def _ibp_native(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.native.interval import interval_norm_bound
+
     def bound(problem: LocalProblem) -> Tensor:
         return interval_norm_bound(
             graph, problem.lower, problem.upper, problem.rows, problem.measure
@@ -132,19 +113,27 @@ def _ibp_native(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _global(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.global_norm import check_bounded_slopes, global_norm_bound
+
     check_bounded_slopes(graph)
     return lambda problem: global_norm_bound(graph, problem.rows, problem.measure)
 
 
 def _recurjac(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.recurjac import recurjac_bound
+
     return lambda problem: recurjac_bound(problem, memory_budget=options.memory_budget)
 
 
 def _fastlip(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.fastlip import fastlip_bound
+
     return lambda problem: fastlip_bound(problem, memory_budget=options.memory_budget)
 
 
 def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.sdp.bound import LastSolutions, SdpOptions, sdp_bounds
+
     limits = SdpOptions(
         timeout=options.timeout, memory_budget=options.memory_budget, seed=options.seed
     )
@@ -153,26 +142,38 @@ def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _lipmip(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.lipmip import lipmip_bounds
+
     return lambda problem: lipmip_bounds(problem, timeout=options.timeout, seed=options.seed)
 
 
 def _lipbab(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.lipbab import lipbab_bounds
+
     return lambda problem: lipbab_bounds(problem, timeout=options.timeout, seed=options.seed)
 
 
 def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.extras import require_extra
+    from lipschitz.bounds.baselines.lipsdp import chain_of, lipsdp_bounds
+
     chain_of(graph)  # what is wrong with the network comes before what is missing here
     require_extra("lipsdp", "cvxpy")
     return lambda problem: lipsdp_bounds(problem, timeout=options.timeout)
 
 
 def _eclipse(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.eclipse import eclipse_bounds, relu_chain
+    from lipschitz.bounds.baselines.extras import require_extra
+
     relu_chain(graph)
     require_extra("eclipse", "eclipse-nn", "eclipse_nn")
     return eclipse_bounds
 
 
 def _sampling(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.baselines.sampling import sampled_lower_bounds
+
     return lambda problem: sampled_lower_bounds(problem, options.seed)
 
 
@@ -254,25 +255,51 @@ METHODS: dict[str, Method] = {
 BRANCHING_KIND = f"{LOCAL}, {EXACT_IN_TIME}"
 
 
-def choose_engine(method: str, engine: str | None, norm: str = "inf", inputs: str = "all") -> str:
-    """The engine that will compute a method's bound.
+def is_installed(engine: str) -> bool:
+    """Whether the package that an engine needs is there."""
+    return engine not in _PACKAGES or importlib.util.find_spec(_PACKAGES[engine][0]) is not None
+
+
+def require_engine(engine: str) -> None:
+    """Refuse an engine that is not installed.
 
     Raises:
-        InputError: An unknown method or engine, or one that the method does not run on, or not in
-            this norm.
+        InputError: With how to get it.
+    """
+    if not is_installed(engine):
+        package, command = _PACKAGES[engine]
+        raise InputError(
+            f"engine {engine!r} needs the package {package}: {command}; or use engine native"
+        )
+
+
+def choose_engine(method: str, engine: str | None, asked: Asked | None = None) -> str:
+    """The engine that will compute a method's bound.
+
+    Args:
+        method: Name in :data:`METHODS`.
+        engine: The engine asked for; None for the method's first that is installed and bounds
+            ``asked``.
+        asked: What is to be bounded; the paper's norm if None.
+
+    Raises:
+        InputError: An unknown method or engine, one that the method does not run on, or one whose
+            package is missing.
     """
     if method not in METHODS:
         raise InputError(
             f"unknown method {method!r}{suggest(method, METHODS)}; known: {', '.join(METHODS)}"
         )
     engines = METHODS[method].prepare
-    plain = norm == "inf" and inputs == "all"
     if engine is None:
-        return "native" if not plain and "native" in engines else next(iter(engines))
+        plain = asked is None or asked.is_plain
+        usable = [e for e in engines if is_installed(e) and (plain or e == "native")]
+        return usable[0] if usable else next(iter(engines))
     if engine not in engines:
         raise InputError(
             f"method {method!r} does not run on engine {engine!r}: use {' or '.join(engines)}"
         )
+    require_engine(engine)
     return engine
 
 
@@ -281,52 +308,24 @@ def kind_of(method: str, norm: str = "inf") -> str:
     return METHODS[method].kind(norm) if method in METHODS else BRANCHING_KIND
 
 
-def check_measure(method: str, engine: str, measure: Measure) -> None:
+def check_measure(method: str, engine: str, asked: Asked) -> None:
     """Refuse what a method does not bound.
 
     Raises:
         InputError: With what it does.
     """
     known = METHODS[method]
-    if engine == "auto_lirpa" and (measure.norm != "inf" or measure.free is not None):
-        what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
-        raise InputError(f"engine 'auto_lirpa' does not bound {what}: use engine native")
-    if measure.norm not in known.norms:
+    if engine == "auto_lirpa" and not asked.is_plain:
+        raise InputError(f"engine 'auto_lirpa' does not bound {asked}: use engine native")
+    if asked.norm not in known.norms:
         raise InputError(
-            f"method {method!r} does not bound norm {measure.norm}: it knows "
+            f"method {method!r} does not bound norm {asked.norm}: it knows "
             f"{', '.join(known.norms)}; use crown or alpha"
         )
-    if measure.joint and measure.norm not in known.joint:
+    if asked.joint and asked.norm not in known.joint:
         raise InputError(
-            f"method {method!r} bounds single outputs in norm {measure.norm}: ask for outputs "
+            f"method {method!r} bounds single outputs in norm {asked.norm}: ask for outputs "
             "'each', or use crown or alpha"
         )
-    if measure.free is not None and not known.counts_free:
+    if asked.only_free and not known.counts_free:
         raise InputError(f"method {method!r} counts all inputs: leave out inputs 'free'")
-
-
-def run_bounder(bounder: Bounder, problem: LocalProblem) -> Outcome:
-    """What a method finds, refused if its upper bounds are not numbers.
-
-    Raises:
-        InputError: A bound is NaN, or infinite from a method that should certify one.
-    """
-    found = bounder(problem)
-    outcome = found if isinstance(found, Outcome) else Outcome(found)
-    bounds = outcome.class_upper_bounds
-    lower_only = outcome.status == LOWER_BOUND_ONLY and not bool(bounds.isnan().any())
-    if not lower_only and not bool(torch.isfinite(bounds).all()):
-        raise InputError(
-            "the bound is not a finite number: the network's values overflow on this box; "
-            "use --dtype float64 or a smaller eps"
-        )
-    return outcome
-
-
-def class_upper_bounds(bounder: Bounder, problem: LocalProblem) -> Tensor:
-    """A method's upper bounds [R], refused if they are not numbers.
-
-    Raises:
-        InputError: As :func:`run_bounder`.
-    """
-    return run_bounder(bounder, problem).class_upper_bounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from lipschitz.bounds.global_norm import global_norm_bound
 from lipschitz.bounds.native.interval import interval_norm_bound
 from lipschitz.bounds.true_gradients import GradientNorms
-from lipschitz.problem import BOUND, INTERRUPTED, LocalProblem
+from lipschitz.errors import InputError
+from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
+from lipschitz.words import BOUND, INTERRUPTED, LOWER_BOUND_ONLY
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Outcome:
     domains: int = 0
     leaves_checked: int = 0
     solver_gap: float | None = None
+
+
+# Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
+# the method found.
+Bounder = Callable[[LocalProblem], "Tensor | Outcome"]
 
 
 def better(first: GradientNorms, second: GradientNorms) -> GradientNorms:
@@ -72,3 +80,30 @@ def interrupted_at_once(problem: LocalProblem, *, everywhere: bool) -> Outcome:
             problem.graph, problem.lower, problem.upper, problem.rows, problem.measure
         )
     return Outcome(raise_upper_bound(bounds), nothing_found(problem), status=INTERRUPTED)
+
+
+def run_bounder(bounder: Bounder, problem: LocalProblem) -> Outcome:
+    """What a method finds, refused if its upper bounds are not numbers.
+
+    Raises:
+        InputError: A bound is NaN, or infinite from a method that should certify one.
+    """
+    found = bounder(problem)
+    outcome = found if isinstance(found, Outcome) else Outcome(found)
+    bounds = outcome.class_upper_bounds
+    lower_only = outcome.status == LOWER_BOUND_ONLY and not bool(bounds.isnan().any())
+    if not lower_only and not bool(torch.isfinite(bounds).all()):
+        raise InputError(
+            "the bound is not a finite number: the network's values overflow on this box; "
+            "use --dtype float64 or a smaller eps"
+        )
+    return outcome
+
+
+def class_upper_bounds(bounder: Bounder, problem: LocalProblem) -> Tensor:
+    """A method's upper bounds [R], refused if they are not numbers.
+
+    Raises:
+        InputError: As :func:`run_bounder`.
+    """
+    return run_bounder(bounder, problem).class_upper_bounds

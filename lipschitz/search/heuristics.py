@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lipschitz.errors import InputError, suggest
+from lipschitz.search.options import check_heuristic
+from lipschitz.words import HEURISTICS
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,11 @@ def babsr_score(facts: SplitFacts) -> Tensor:
 # so it is worth more than a neuron of the same score (measured: anything from 1 to 4 does).
 _ENTRY_WEIGHT = 2.0
 
-# name -> (score of neurons, whether signs of entries compete with them)
-HEURISTICS: dict[str, tuple[Callable[[SplitFacts], Tensor], bool]] = {
-    "sign": (slope_score, True),
-    "slope": (slope_score, False),
-    "area": (area_score, False),
-    "babsr": (babsr_score, False),
+_SCORES: dict[str, Callable[[SplitFacts], Tensor]] = {
+    "sign": slope_score,
+    "slope": slope_score,
+    "area": area_score,
+    "babsr": babsr_score,
 }
 
 Chooser = Callable[[SplitFacts], Tensor]
@@ -95,12 +95,8 @@ def chooser(heuristic: str = "sign") -> Chooser:
     Raises:
         InputError: An unknown heuristic.
     """
-    if heuristic not in HEURISTICS:
-        raise InputError(
-            f"unknown heuristic {heuristic!r}{suggest(heuristic, HEURISTICS)}; "
-            f"known: {', '.join(HEURISTICS)}"
-        )
-    score, signs = HEURISTICS[heuristic]
+    check_heuristic(heuristic)
+    score, signs = _SCORES[heuristic], HEURISTICS[heuristic]
 
     def choose(facts: SplitFacts) -> Tensor:
         choice = choose_by_gap(facts)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lipschitz.problem import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 from lipschitz.search.interface import Bounding, Limits, Progress, SearchResult
 from lipschitz.search.state import SearchState
+from lipschitz.words import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 
 
 def branch_and_bound(

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lipschitz.errors import InputError
-from lipschitz.norms import Measure
-from lipschitz.search.heuristics import HEURISTICS, chooser
-
-BRANCHES = ("relu", "input", "auto")
-REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
-PROGRAMS = ("auto", "always", "never")
+from lipschitz.bounds.methods import require_engine
+from lipschitz.errors import InputError, suggest
+from lipschitz.words import BRANCHES, ENGINES, HEURISTICS, PROGRAMS, REFRESH, Asked
 
 
 @dataclass(frozen=True)
@@ -56,20 +52,20 @@ def check_branching(options: BranchOptions, engine: str) -> None:
     """
     for name, known in (
         ("branch", BRANCHES),
-        ("refresh", tuple(REFRESH_EVERY)),
+        ("refresh", REFRESH),
         ("sdp", PROGRAMS),
     ):
         if getattr(options, name) not in known:
             raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
-    if options.heuristic is not None:
-        chooser(options.heuristic)
+    check_heuristic(options.heuristic)
     if options.beta_steps is not None and options.beta_steps < 0:
         raise InputError(f"beta steps {options.beta_steps}: expected 0 or more")
+    if engine not in ENGINES:
+        raise InputError(f"unknown engine {engine!r}: use {' or '.join(ENGINES)}")
+    require_engine(engine)
     if engine == "native":
         return
-    if engine != "auto_lirpa":
-        raise InputError(f"unknown engine {engine!r}: use native or auto_lirpa")
-    if options.heuristic is not None and HEURISTICS[options.heuristic][1]:
+    if options.heuristic is not None and HEURISTICS[options.heuristic]:
         raise InputError(
             f"heuristic {options.heuristic!r} splits signs of entries, which only the native "
             "engine bounds: use slope, area or babsr with auto_lirpa"
@@ -80,21 +76,31 @@ def check_branching(options: BranchOptions, engine: str) -> None:
         raise InputError("auto_lirpa splits neurons and keeps the root's intervals: use native")
 
 
-def check_searched(measure: Measure, options: BranchOptions, engine: str) -> None:
+def check_heuristic(heuristic: str | None) -> None:
+    """Refuse a way to choose what is split that does not exist; None leaves it to the engine.
+
+    Raises:
+        InputError: With those that do.
+    """
+    if heuristic is not None and heuristic not in HEURISTICS:
+        raise InputError(
+            f"unknown heuristic {heuristic!r}{suggest(heuristic, HEURISTICS)}; "
+            f"known: {', '.join(HEURISTICS)}"
+        )
+
+
+def check_searched(asked: Asked, options: BranchOptions, engine: str) -> None:
     """Refuse what no search bounds.
 
     Raises:
         InputError: With what to use instead.
     """
-    if measure.joint:
+    if asked.joint:
         raise InputError(
-            f"branch and bound searches single outputs in norm {measure.norm}: ask for outputs "
+            f"branch and bound searches single outputs in norm {asked.norm}: ask for outputs "
             "'each', or leave it out"
         )
-    if measure.norm == "inf" and measure.free is None:
-        return
-    what = f"norm {measure.norm}" if measure.norm != "inf" else "inputs 'free'"
-    if options.sdp == "always" and measure.norm == "1":
+    if options.sdp == "always" and asked.norm == "1":
         raise InputError("semidefinite programs do not bound norm 1: use sdp auto or never")
-    if engine == "auto_lirpa":
-        raise InputError(f"engine 'auto_lirpa' does not search {what}: use engine native")
+    if engine == "auto_lirpa" and not asked.is_plain:
+        raise InputError(f"engine 'auto_lirpa' does not search {asked}: use engine native")

@@ -6,23 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import RootBounds, native_crown
 from lipschitz.bounds.native.interval import interval_norm_bound
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
-from lipschitz.problem import (
-    DOMAIN_LIMIT,
-    EXACT,
-    INTERRUPTED,
-    TIMEOUT,
-    LipschitzResult,
-    LocalProblem,
-)
+from lipschitz.problem import LocalProblem
+from lipschitz.result import LipschitzResult
 from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.lirpa import LirpaSearch
@@ -30,9 +24,14 @@ from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import chooser
 from lipschitz.search.interface import Bounding, Limits, Progress
 from lipschitz.search.loop import branch_and_bound
-from lipschitz.search.options import REFRESH_EVERY, BranchOptions, check_branching, check_searched
+from lipschitz.search.options import BranchOptions, check_branching, check_searched
 from lipschitz.search.with_programs import combined_search
+from lipschitz.words import DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 
+if TYPE_CHECKING:
+    from lipschitz.bounds.lirpa.bounds import LirpaEngine
+
+_REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
 # Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
 _FEW_INPUTS = 8
 # Curved activations have no pieces to be found: there the box is worth a trial up to here.
@@ -73,7 +72,7 @@ def bound_by_branching(
     """
     options = options or BranchOptions()
     check_branching(options, "native" if engine is None else "auto_lirpa")
-    check_searched(problem.measure, options, "native" if engine is None else "auto_lirpa")
+    check_searched(problem.measure.asked, options, "native" if engine is None else "auto_lirpa")
     begin = time.perf_counter()
     graph = problem.graph
     known = LipschitzResult(
@@ -200,7 +199,7 @@ def _searches(
             problem,
             root,
             choose,
-            refresh_every=REFRESH_EVERY[options.refresh],
+            refresh_every=_REFRESH_EVERY[options.refresh],
             beta_steps=_BETA_STEPS if options.beta_steps is None else options.beta_steps,
             memory_budget=budget,
         )

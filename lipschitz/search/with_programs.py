@@ -16,12 +16,13 @@ from torch import Tensor
 
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
-from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem
+from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.engines.programs import ProgramSearch
 from lipschitz.search.interface import Limits, Progress, SearchResult
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.state import SearchState
+from lipschitz.words import INTERRUPTED, TIMEOUT
 
 # Share of the time for linear bounds alone. It is doubled, but not beyond the second number, as
 # long as the gap shrinks so fast that it may soon be closed.

@@ -15,7 +15,8 @@ from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
-from lipschitz.norms import Measure, norm_name, spectral_norm_bound
+from lipschitz.norms import Measure, spectral_norm_bound
+from lipschitz.words import norm_name
 
 OPTIONS = MethodOptions(timeout=0.3)
 

@@ -39,8 +39,9 @@ from lipschitz.bounds.true_gradients import (
     gradient_norms,
     sample_gradients,
 )
-from lipschitz.problem import BOUND, DOMAIN_LIMIT, INTERRUPTED, TIMEOUT, LocalProblem
+from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.words import BOUND, DOMAIN_LIMIT, INTERRUPTED, TIMEOUT
 
 _BATCH, _BATCH_BYTES = 128, 2**28
 _MAX_REGIONS, _POOL_BYTES = 200_000, 2**31

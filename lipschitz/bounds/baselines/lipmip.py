@@ -51,8 +51,9 @@ from lipschitz.bounds.true_gradients import (
     sample_gradients,
 )
 from lipschitz.errors import InputError
-from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
+from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.words import BOUND, INTERRUPTED, TIMEOUT
 
 LARGEST = 400
 # Relative; on an upper bound that rests on the solver's tolerances.

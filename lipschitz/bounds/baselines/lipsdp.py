@@ -35,8 +35,9 @@ from lipschitz.bounds.baselines.extras import require_extra
 from lipschitz.bounds.baselines.interrupts import interruptible
 from lipschitz.bounds.outcome import Outcome
 from lipschitz.network.graph import Graph
-from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
+from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
+from lipschitz.words import BOUND, INTERRUPTED, TIMEOUT
 
 LARGEST = 300
 # Interior points are accurate, and cubic in the square of the size; beyond this SCS is faster, to a

@@ -20,9 +20,7 @@ import torch
 from lipschitz.bounds.outcome import Outcome, better
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.problem import LocalProblem
-
-# Status of a result whose upper bound is infinity.
-LOWER_BOUND_ONLY = "lower_bound_only"
+from lipschitz.words import LOWER_BOUND_ONLY
 
 # A few climbs from different points find more than one long climb; the first is the one that
 # accompanies every upper bound elsewhere, so this method never finds less.

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,27 +36,13 @@ from lipschitz.bounds.native.interval import (
     forward_intervals,
     slope_intervals,
 )
+from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
 
 _MEMORY_BUDGET = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class SlopeOptimization:
-    """How the lower slopes (alpha) of the pre-activation bounds are optimised.
-
-    Attributes:
-        iterations: Adam steps for each side of each layer.
-        learning_rate: Its step length.
-        decay: Factor on the step length after every step.
-    """
-
-    iterations: int = 20
-    learning_rate: float = 0.5
-    decay: float = 0.98
 
 
 class LirpaEngine:

@@ -43,7 +43,8 @@ from lipschitz.bounds.sdp.boxes import (
 from lipschitz.bounds.sdp.recovery import points_to_try
 from lipschitz.bounds.sdp.warm import WarmStarts
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
-from lipschitz.problem import BOUND, INTERRUPTED, TIMEOUT, LocalProblem
+from lipschitz.problem import LocalProblem
+from lipschitz.words import BOUND, INTERRUPTED, TIMEOUT
 
 _MOST_AT_ONCE = 16
 # Programs that take so many seconds are solved one by one, and to this gap at best: time is better

@@ -7,15 +7,19 @@ witnesses are handled as in the native search.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import Chooser, SplitFacts
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Subdomains
+
+if TYPE_CHECKING:
+    from lipschitz.bounds.lirpa.bounds import LirpaEngine
 
 
 class LirpaSearch(NeuronSearch):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
 
 from lipschitz import METHODS, MethodOptions, Prepared, make_problem
-from lipschitz.bounds.methods import choose_engine, class_upper_bounds, kind_of
+from lipschitz.bounds.methods import choose_engine, kind_of
+from lipschitz.bounds.outcome import class_upper_bounds
 from lipschitz.errors import InputError
 
 # A method that needs an optional package has its promises tested where that package is.

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lipschitz import BranchOptions, local_lipschitz, make_problem
 from lipschitz.applications.jacobian import jacobian_bounds
-from lipschitz.bounds.methods import METHODS, MethodOptions, class_upper_bounds
+from lipschitz.bounds.methods import METHODS
+from lipschitz.bounds.options import MethodOptions
+from lipschitz.bounds.outcome import class_upper_bounds
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from lipschitz.errors import InputError
-from lipschitz.search.heuristics import (
-    HEURISTICS,
-    SplitFacts,
-    area_score,
-    babsr_score,
-    chooser,
-    slope_score,
-)
+from lipschitz.search.heuristics import SplitFacts, area_score, babsr_score, chooser, slope_score
+from lipschitz.words import HEURISTICS
 
 
 def facts(**changes) -> SplitFacts:

@@ -22,15 +22,16 @@ from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.true_gradients import sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
-from lipschitz.problem import EXACT, make_problem
+from lipschitz.problem import make_problem
 from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.lirpa import LirpaSearch
 from lipschitz.search.engines.neurons import NeuronSearch
-from lipschitz.search.heuristics import HEURISTICS, chooser
+from lipschitz.search.heuristics import chooser
 from lipschitz.search.interface import Limits
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.options import BranchOptions
 from lipschitz.search.run import bound_by_branching
+from lipschitz.words import EXACT, HEURISTICS
 from utils import read_rows
 
 SLACK = 1e-9

@@ -17,13 +17,13 @@ from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.sdp.bound import sdp_bounds
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
-from lipschitz.problem import EXACT, make_problem
+from lipschitz.problem import make_problem
 from lipschitz.search.engines.functionals import FunctionalSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.neurons import NeuronSearch
-from lipschitz.search.heuristics import HEURISTICS
 from lipschitz.search.options import BranchOptions
 from lipschitz.search.run import bound_by_branching
+from lipschitz.words import EXACT, HEURISTICS
 
 NORMS = {
     "2": lambda jacobian: np.linalg.norm(jacobian, axis=1),

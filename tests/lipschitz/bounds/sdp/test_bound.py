@@ -27,7 +27,8 @@ from lipschitz.bounds.sdp.boxes import (
 )
 from lipschitz.bounds.sdp.recovery import points_to_try
 from lipschitz.network.tracing import build_graph
-from lipschitz.problem import INTERRUPTED, TIMEOUT, LocalProblem, make_problem
+from lipschitz.problem import LocalProblem, make_problem
+from lipschitz.words import INTERRUPTED, TIMEOUT
 from models import build_model
 from utils import run_cli
 

@@ -17,7 +17,7 @@ import lipschitz.bounds.sdp.boxes as boxes
 import lipschitz.search.engines.programs as search
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
-from lipschitz.problem import DOMAIN_LIMIT, EXACT, INTERRUPTED, make_problem
+from lipschitz.problem import make_problem
 from lipschitz.search import with_programs
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.engines.programs import ProgramSearch
@@ -26,6 +26,7 @@ from lipschitz.search.interface import Limits
 from lipschitz.search.options import BranchOptions
 from lipschitz.search.run import bound_by_branching
 from lipschitz.search.state import SearchState
+from lipschitz.words import DOMAIN_LIMIT, EXACT, INTERRUPTED
 
 SLACK = 1e-9
 
