@@ -15,7 +15,8 @@ import torch
 from cases import REFERENCE, REFERENCES, ROOT, mlp
 from enumeration import exact_constants
 
-from lipschitz import MethodOptions, Prepared, api, build_graph, make_problem
+from lipschitz import MethodOptions, Prepared, build_graph, make_problem
+from lipschitz import prepared as prepared_module
 from lipschitz.bounds.baselines import lipbab
 from lipschitz.bounds.baselines.interrupts import interruptible
 
@@ -178,7 +179,7 @@ def test_an_interrupt_while_gradients_are_sampled_keeps_the_bounds(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "sample_gradients", interrupted)
+    monkeypatch.setattr(prepared_module, "sample_gradients", interrupted)
     result = prepared.bound(problem)
     assert result.status == "interrupted"
     assert result.upper_bound == pytest.approx(whole.upper_bound, rel=1e-6)
