@@ -7,15 +7,18 @@ files and JSON-lines result rows.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import io
 import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -47,6 +50,17 @@ class Parser(argparse.ArgumentParser):
             hint = suggest(unknown[0].split("=")[0], self._option_string_actions)
             self.error(f"unknown argument {unknown[0]!r}{hint}; see --help")
         return parsed
+
+    def given(self, args: Sequence[str]) -> set[str]:
+        """Names of the options that stand on a command line, whatever their values."""
+        defaults = {action: action.default for action in self._actions}
+        try:
+            for action in self._actions:
+                action.default = argparse.SUPPRESS
+            return set(vars(self.parse_known_args(args)[0]))
+        finally:
+            for action, default in defaults.items():
+                action.default = default
 
     def error(self, message: str) -> NoReturn:
         """Prints `error: message` as one line and exits with code 2."""
@@ -98,6 +112,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "allocate memory" in says or "not enough memory" in says
     )
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Ctrl-C during the imports inside ends the process at once, in one line.
+
+    Importing torch takes seconds. An exception in the middle of it would leave half-made modules,
+    whose errors are anything but what happened.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, b"error: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, code: int) -> int:
@@ -161,6 +198,19 @@ def _parse_value(text: str) -> int | float | bool | str:
         except ValueError:
             continue
     return text
+
+
+# --- numbers for people --------------------------------------------------------------------------
+
+
+def significant(value: float, digits: int = 6) -> str:
+    """A number with so many significant digits, whatever its size: 22.8347, 3.21e-07, 1.5e+12."""
+    return f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a line or a table: three digits, whole from a thousand on."""
+    return f"{seconds:.3g}" if seconds < 999.5 else f"{seconds:.0f}"
 
 
 # --- seeds, device, precision, versions ---------------------------------------------------------
