@@ -90,7 +90,7 @@ def run_cli(main: Callable[[list[str] | None], int], argv: list[str] | None = No
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
     except MemoryError as error:
-        return _fail(_memory_message(error), 2)
+        return _fail(memory_message(error), 2)
     except OSError as error:
         return _fail(_os_message(error), 2)
     except (InputError, NotImplementedError) as error:
@@ -98,7 +98,7 @@ def run_cli(main: Callable[[list[str] | None], int], argv: list[str] | None = No
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(_memory_message(error), 2)
+        return _fail(memory_message(error), 2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -142,7 +142,8 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _memory_message(error: BaseException) -> str:
+def memory_message(error: BaseException) -> str:
+    """What to do about exhausted memory, in one line."""
     return f"out of memory; lower --batch-size ({one_line(str(error))[:120]})"
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from commands.examples import classes_of, label_of
-from commands.rows import SCHEMA
-from data.points import Points
-from lipschitz import Prepared
+from commands.options import classes_of
+from commands.rows import SCHEMA, shown_label
 from lipschitz.applications.radii import certify_example
-from utils import versions
+from utils import duration, significant, versions
+
+if TYPE_CHECKING:
+    from commands.run import Run
 
 CERTIFIED, MISCLASSIFIED = "certified", "misclassified"
 
 
-def certify_row(
-    args: Namespace, prepared: Prepared, points: Points, index: int, settings: dict[str, Any]
-) -> dict[str, Any]:
+def certify_row(run: Run, index: int, label: int) -> dict[str, Any]:
     """The certified radius around one of the points, in pixels, as a row."""
-    label = label_of(prepared, points, index)
+    args, points = run.args, run.points
     found = certify_example(
-        prepared,
+        run.prepared,
         points.x[index],
         label,
         norm=args.norm,
@@ -33,7 +31,7 @@ def certify_row(
         "schema": SCHEMA,
         "example": args.start + index,
         "label": label,
-        **settings,
+        **run.settings,
         # Channels of different std: the ball of pixels inside the one that is certified.
         "radius": found.radius / float(points.unit.max()),
         "margin": found.margin,
@@ -48,9 +46,9 @@ def certify_row(
 def certify_line(row: dict[str, Any]) -> str:
     """The line printed for an example's radius."""
     return (
-        f"example {row['example']} label {row['label']} radius {row['radius']:.5f} "
-        f"margin {row['margin']:.4f} nearest {row['nearest']} status {row['status']} "
-        f"seconds {row['seconds']:.2f}"
+        f"example {row['example']} label {shown_label(row)} radius {significant(row['radius'])} "
+        f"margin {significant(row['margin'])} nearest {row['nearest']} status {row['status']} "
+        f"seconds {duration(row['seconds'])}"
     )
 
 
@@ -58,4 +56,7 @@ def certify_summary(rows: list[dict[str, Any]]) -> str:
     """The last line of ``--certify``: how many, and the mean over all examples."""
     certified = sum(row["status"] == CERTIFIED for row in rows)
     mean, seconds = (sum(row[k] for row in rows) / len(rows) for k in ("radius", "seconds"))
-    return f"certified {certified}/{len(rows)} avg_radius {mean:.5f} avg_time {seconds:.2f}"
+    return (
+        f"certified {certified}/{len(rows)} avg_radius {significant(mean)} "
+        f"avg_time {duration(seconds)}"
+    )

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from commands.options import parse_eps, seconds_of
 from lipschitz import METHODS, LipschitzResult, Prepared
 from lipschitz.bounds.methods import kind_of
-from lipschitz.words import default_outputs
-from models import ModelSpec
-from utils import versions
+from lipschitz.errors import InputError, one_line
+from lipschitz.words import ERROR, default_outputs
+from utils import duration, significant, versions
+
+if TYPE_CHECKING:
+    from commands.network import Network
 
 SCHEMA = 1
 
 
 def settings_of(
-    args: Namespace,
-    model: nn.Module,
-    spec: ModelSpec,
-    prepared: Prepared,
-    *,
-    eps: float | None,
-    source: str,
+    args: Namespace, network: Network, prepared: Prepared, *, source: str
 ) -> dict[str, Any]:
     """Everything that a result depends on besides the example's number.
 
     Args:
         args: The command line.
-        model, spec: The network and how it is made.
+        network: The network and how it is made.
         prepared: The same with its method.
-        eps: In pixels; None if the points' file holds the boxes or a radius is looked for.
         source: Where the points come from.
     """
     weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in network.model.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     optimized = args.method == "crown" and not args.no_optimize
@@ -46,21 +41,24 @@ def settings_of(
         searched += ("batch_size", "max_domains")
     elif METHODS[args.method].searches:
         searched = ("timeout",)
+    search = {name: getattr(args, name) for name in searched}
+    if searched:
+        search["timeout"] = seconds_of(args)
     return {
         "data": source,
-        "model": spec.name,
-        "model_params": spec.params,
+        "model": network.spec.name,
+        "model_params": network.spec.params,
         "load": args.load,
         "weights": weights.hexdigest()[:12],
         "cnn_to_mlp": args.cnn_to_mlp,
         "method": "bab" if args.bab else args.method,
         "engine": prepared.engine,
-        "search": {name: getattr(args, name) for name in searched},
+        "search": search,
         "norm": args.norm,
         "outputs": args.outputs or default_outputs(args.norm, margins=args.margins is not None),
         "inputs": args.inputs,
         "certify": args.certify,
-        "eps": eps,
+        "eps": eps_of(args.eps),
         "fixed": args.fixed,
         "std": args.std,
         "input_clipping": args.input_clipping,
@@ -74,6 +72,14 @@ def settings_of(
         "dtype": str(prepared.graph.dtype).removeprefix("torch."),
         "seed": args.seed,
     }
+
+
+def eps_of(text: str | None) -> float | str | None:
+    """The radius for a row: a number where it is one for all inputs, else what was given."""
+    try:
+        return None if text is None else parse_eps(text)
+    except InputError:
+        return text
 
 
 def row_of(
@@ -96,6 +102,37 @@ def row_of(
         "leaves_checked": result.leaves_checked,
         "branch": result.branch,
         "solver_gap": result.solver_gap,
+        "not_reached": list(result.not_reached),
+        "versions": versions(),
+    }
+
+
+def error_row(
+    settings: dict[str, Any],
+    example: int,
+    label: int | None,
+    error: str,
+    trace: str | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The row of an example that has no bounds.
+
+    Args:
+        settings: What it would have depended on.
+        example, label: Which one.
+        error: What went wrong, in one line.
+        trace: The traceback of a fault of this program; None if the line says it all.
+        seconds: Until then.
+    """
+    return {
+        "schema": SCHEMA,
+        "example": example,
+        "label": label,
+        **settings,
+        "status": ERROR,
+        "error": one_line(error),
+        "traceback": trace,
+        "seconds": seconds,
         "versions": versions(),
     }
 
@@ -105,14 +142,27 @@ def _known(bound: float) -> float | None:
     return bound if bound < float("inf") else None
 
 
-def line_of(row: dict[str, Any], seconds: float) -> str:
+def shown_label(row: dict[str, Any]) -> str:
+    """The label of a row for a line."""
+    return "-" if row["label"] is None else str(row["label"])
+
+
+def line_of(row: dict[str, Any]) -> str:
     """The line printed for an example."""
-    label = "-" if row["label"] is None else row["label"]
-    upper = "-" if row["upper_bound"] is None else f"{row['upper_bound']:.4f}"
-    return (
-        f"example {row['example']} label {label} upper {upper} lower {row['lower_bound']:.4f} "
-        f"status {row['status']} seconds {seconds:.2f}"
+    upper = "-" if row["upper_bound"] is None else significant(row["upper_bound"])
+    line = (
+        f"example {row['example']} label {shown_label(row)} upper {upper} "
+        f"lower {significant(row['lower_bound'])} status {row['status']} "
+        f"seconds {duration(row['seconds'])}"
     )
+    if row.get("not_reached"):
+        line += f" not reached: {', '.join(row['not_reached'])}"
+    return line
+
+
+def error_line(row: dict[str, Any]) -> str:
+    """The line printed, on stderr, for an example of status ``error``."""
+    return f"error: example {row['example']}: {row['error']}"
 
 
 def summary_of(rows: list[dict[str, Any]]) -> str:
@@ -124,4 +174,4 @@ def summary_of(rows: list[dict[str, Any]]) -> str:
     certified = all(row["upper_bound"] is not None for row in rows)
     side = "upper_bound" if certified else "lower_bound"
     mean = sum(row[side] for row in rows) / len(rows)
-    return f"avg_lip {'' if certified else '>='}{mean:.2f} avg_time {seconds:.2f}"
+    return f"avg_lip {'' if certified else '>='}{significant(mean)} avg_time {duration(seconds)}"

@@ -13,6 +13,7 @@ from cases import REFERENCE, REFERENCES, ROOT
 from torch import nn
 
 import main
+from commands import examples
 from data import points
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils import run_cli
@@ -81,7 +82,7 @@ def test_as_a_process():
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith("example 0 label - upper 23.2958 lower 21.6")
-    assert lines[-1].startswith("avg_lip 23.30 avg_time ")
+    assert lines[-1].startswith("avg_lip 23.2958 avg_time ")
     assert "Traceback" not in done.stderr
 
 
@@ -160,7 +161,7 @@ def test_row_of_a_reference_network(reference, capsys):
     assert expected.items() <= row.items()
     assert {"seconds", "versions", "load"} <= row.keys()
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"avg_lip {row['upper_bound']:.2f} avg_time {row['seconds']:.2f}"
+    assert last == f"avg_lip {row['upper_bound']:.6g} avg_time {row['seconds']:.3g}"
 
 
 def test_own_network_and_own_points(capsys):
@@ -195,9 +196,9 @@ def test_eps_is_in_pixels_and_divided_by_the_channels_std(monkeypatch):
         points, "evaluation_examples", lambda *a, **k: (normalised, torch.tensor([3]))
     )
     problems = []
-    real = main.make_problem
+    real = examples.make_problem
     monkeypatch.setattr(
-        main, "make_problem", lambda *a, **k: problems.append(real(*a, **k)) or problems[-1]
+        examples, "make_problem", lambda *a, **k: problems.append(real(*a, **k)) or problems[-1]
     )
     argv = ["--data", "CIFAR", "--model", "linear.py:make", "--load", "linear.pth"]
     assert run(*argv, "--eps", "2/255", "--method", "global") == 0
@@ -219,7 +220,7 @@ def test_a_relaunch_skips_the_rows_already_there(capsys):
     out = capsys.readouterr().out
     assert "example 2" in out
     assert "example 0" not in out
-    assert f"avg_lip {sum(r['upper_bound'] for r in rows()) / 3:.2f}" in out
+    assert f"avg_lip {sum(r['upper_bound'] for r in rows()) / 3:.6g}" in out
     for changed in (["--eps", "0.2"], ["--seed", "1"], ["--method", "ibp"], ["--no-optimize"]):
         assert run(*argv, *changed, "--output", "rows.jsonl") == 0
     assert len(rows()) == 7
@@ -235,14 +236,14 @@ def test_other_weights_are_not_taken_for_the_same(capsys):
 
 def test_rows_written_before_a_failure_are_kept(monkeypatch):
     argv = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
-    real = main.bound_example
+    real = examples.bound_example
 
-    def interrupted(args, prepared, points, index):
+    def interrupted(run, index, seen=None):
         if index == 1:
             raise KeyboardInterrupt
-        return real(args, prepared, points, index)
+        return real(run, index, seen)
 
-    monkeypatch.setattr(main, "bound_example", interrupted)
+    monkeypatch.setattr(examples, "bound_example", interrupted)
     assert run(*argv, "--num-examples", "3", "--output", "rows.jsonl") == 130
     assert len(rows()) == 1
 
@@ -535,7 +536,10 @@ MISTAKES = {
         "expected input numbers",
     ),
     "certify with eps": ([*SIMPLE, "--eps", "0.1", "--certify"], "--certify finds eps itself"),
-    "trace without bab": ([*SIMPLE, "--eps", "0.1", "--trace", "t"], "--trace goes with --bab"),
+    "trace without bab": (
+        [*SIMPLE, "--eps", "0.1", "--trace", "t"],
+        "--trace has no effect here",
+    ),
     "bab of ibp": ([*SIMPLE, "--eps", "0.1", "--bab", "--method", "ibp"], "not --method ibp"),
     "heuristic": (
         [*SIMPLE, "--eps", "0.1", "--bab", "--heuristic", "aera"],
@@ -555,7 +559,10 @@ MISTAKES = {
     "timeout": ([*SIMPLE, "--eps", "0.1", "--bab", "--timeout", "-1"], "expected a positive"),
     "engine of bab": ([*SIMPLE, "--eps", "0.1", "--bab", "--engine", "x"], "unknown engine 'x'"),
     "mono with bab": ([*SIMPLE, "--eps", "0.1", "--mono", "--bab"], "--mono goes without --bab"),
-    "features without mono": ([*SIMPLE, "--eps", "0.1", "--features", "0"], "go with --mono"),
+    "features without mono": (
+        [*SIMPLE, "--eps", "0.1", "--features", "0"],
+        "it goes with --mono",
+    ),
     "no such class": ([*SIMPLE, "--eps", "0.1", "--classes", "10"], "class 10 does not exist"),
     "classes of letters": ([*SIMPLE, "--eps", "0.1", "--classes", "a"], "--classes a: expected"),
     "no examples": ([*SIMPLE, "--eps", "0.1", "--num-examples", "0"], "--num-examples 0"),
@@ -564,7 +571,10 @@ MISTAKES = {
     "beta steps": ([*SIMPLE, "--eps", "0.1", "--bab", "--beta-steps", "-1"], "beta steps -1"),
     "dtype": ([*SIMPLE, "--eps", "0.1", "--dtype", "float16"], "float32, float64 or auto"),
     "seed": ([*SIMPLE, "--eps", "0.1", "--seed", "-1"], "seed -1"),
-    "std without input": ([*SIMPLE, "--eps", "0.1", "--std", "1"], "--std goes with --input"),
+    "std without input": (
+        [*SIMPLE, "--eps", "0.1", "--std", "1"],
+        "it goes with --input",
+    ),
 }
 OWN_MISTAKES = {
     "no npz": (["--input", "no.npz"], "there is no such file"),
@@ -642,5 +652,121 @@ def test_no_memory_is_told_with_the_option_to_lower(monkeypatch, capsys):
     def exhausted(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(main, "bound_example", exhausted)
+    monkeypatch.setattr(examples, "bound_example", exhausted)
     refused([*SIMPLE, "--eps", "0.1"], "lower --batch-size", capsys)
+
+
+def test_called_without_arguments_it_says_what_it_is(capsys):
+    assert run_cli(main.main, []) == 0
+    out = capsys.readouterr().out
+    commands = [line for line in out.splitlines() if line.startswith("  python ")]
+    assert len(commands) == 3
+    parser = main.build_parser()
+    for command in commands[1:]:
+        parser.parse_args(command.split()[2:])  # no unknown option
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["--eps", "x", "--norm", "7"]])
+def test_what_needs_no_torch_does_not_wait_for_it(argv):
+    code = "import sys, main, utils\ntry: utils.run_cli(main.main, sys.argv[1:])\n"
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["main.py", "train_model.py"])
+def test_ctrl_c_while_torch_is_imported_is_one_line(script, folder):
+    """A module of the name torch that is interrupted while it is imported."""
+    Path("torch.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
+    argv = ["--data", "simple", "--model", "simple_mlp_3layer"]
+    argv += ["--eps", "0.1"] if script == "main.py" else []
+    # A shell that runs in the background hands down an ignored Ctrl-C.
+    code = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"sys.argv[0] = {script!r}; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=15)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+OWN_RUN = ["--model", "own.py:make", "--input", "points.npz", "--eps", "0.1"]
+NO_EFFECT = {
+    "heuristic": ["--heuristic", "slope"],
+    "branch": ["--branch", "relu"],
+    "sdp": ["--sdp", "never"],
+    "max domains": ["--max-domains", "10"],
+    "beta steps": ["--beta-steps", "3"],
+    "no optimize": ["--no-optimize", "--engine", "native"],
+    "no optimize of alpha": ["--no-optimize", "--method", "alpha"],
+    "slope steps": ["--ob-iteration", "3", "--bab"],
+    "timeout": ["--timeout", "5", "--engine", "auto_lirpa"],
+    "timeout of ibp": ["--timeout", "5", "--method", "ibp"],
+    "batch size": ["--batch-size", "5", "--engine", "native"],
+    "memory budget": ["--memory-budget", "5", "--method", "global"],
+    "tolerance": ["--tolerance", "0.1", "--certify"],
+}
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_an_option_without_effect_is_refused(name, capsys):
+    argv = [a for a in OWN_RUN if name != "tolerance" or a not in ("--eps", "0.1")]
+    refused([*argv, *NO_EFFECT[name]], "has no effect here: it goes with", capsys)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--heuristic", "slope", "--bab", "--timeout", "5"],
+        ["--no-optimize", "--ob-lr", "0.1"],
+        ["--timeout", "5", "--method", "sdp"],
+        ["--timeout", "50", "--engine", "native"],
+        ["--batch-size", "5"],
+        ["--memory-budget", "5", "--method", "alpha", "--tolerance", "0.1"],
+    ],
+)
+def test_options_with_an_effect_are_not(argv):
+    assert run(*OWN_RUN, *argv) == 0
+
+
+def test_signs_refuse_options_of_bounds(capsys):
+    argv = [*OWN_RUN[:4], "--mono", "--features", "0"]
+    for more in (["--method", "ibp"], ["--engine", "native"], ["--norm", "2"]):
+        refused([*argv, *more], f"--mono goes without {more[0]}", capsys)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("min(): Expected reduction dim"), MemoryError()])
+def test_an_error_in_one_example_does_not_end_the_others(error, monkeypatch, capsys):
+    real = examples.bound_example
+
+    def fails_once(run, index, seen=None):
+        if index == 1:
+            raise error
+        return real(run, index, seen)
+
+    argv = [*OWN_RUN, "--num-examples", "3", "--output", "rows.jsonl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(examples, "bound_example", fails_once)
+        assert run(*argv) == 1
+    captured = capsys.readouterr()
+    good = [r for r in rows() if r["status"] != "error"]
+    bad = next(r for r in rows() if r["status"] == "error")
+    assert [r["example"] for r in good] == [0, 2]
+    assert bad["example"] == 1
+    assert captured.err == f"error: example 1: {bad['error']}\n"
+    if isinstance(error, RuntimeError):
+        assert bad["error"] == "RuntimeError: min(): Expected reduction dim"
+        assert "fails_once" in bad["traceback"]
+    assert f"avg_lip {sum(r['upper_bound'] for r in good) / 2:.6g}" in captured.out
+    assert run(*argv) == 0  # the example that failed is done again
+
+
+def test_if_every_example_fails_the_exit_code_is_2(monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(examples, "bound_example", fails)
+    assert run(*OWN_RUN, "--num-examples", "2", "--output", "rows.jsonl") == 2
+    assert [r["status"] for r in rows()] == ["error", "error"]
+    assert capsys.readouterr().out == ""

@@ -13,6 +13,7 @@ from cases import ROOT
 from torch import nn
 
 import train_model
+from commands import training
 from data import load_data
 from models import build_model
 from models.checkpoint import load_checkpoint, load_weights
@@ -161,7 +162,7 @@ def test_own_network_is_evaluated_in_eval_mode_and_converted():
 
 
 def test_interrupt_keeps_the_last_epoch(monkeypatch, capsys):
-    right = train_model.train_epoch
+    right = training.train_epoch
 
     def interrupted_in_epoch_3(model, optimizer, data, options, epoch):
         if epoch == 3:
@@ -169,7 +170,7 @@ def test_interrupt_keeps_the_last_epoch(monkeypatch, capsys):
             raise KeyboardInterrupt
         return right(model, optimizer, data, options, epoch)
 
-    monkeypatch.setattr(train_model, "train_epoch", interrupted_in_epoch_3)
+    monkeypatch.setattr(training, "train_epoch", interrupted_in_epoch_3)
     assert run(*CNN, "--output", "a.pth") == 130
     assert capsys.readouterr().err == "error: interrupted; epoch 2 is kept in a.pth\n"
     kept = load_checkpoint("a.pth")
@@ -181,7 +182,7 @@ def test_interrupt_before_the_first_epoch_ends(monkeypatch, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_model, "train_epoch", interrupted)
+    monkeypatch.setattr(training, "train_epoch", interrupted)
     assert run(*CNN, "--output", "a.pth") == 130
     assert capsys.readouterr().err == "error: interrupted; nothing is saved\n"
     assert not Path("a.pth").exists()

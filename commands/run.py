@@ -1,0 +1,134 @@
+"""What one call of ``main.py`` works on: the points, the network and the method made ready."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commands.network import Network, load_network, print_clean_accuracy
+from commands.options import branching_of, classes_of, parse_eps, seconds_of
+from commands.rows import settings_of
+from data import data_spec
+from data.points import Choice, Points, coordinates, points_of_data, points_of_file
+from lipschitz import MethodOptions, Prepared
+from lipschitz.bounds.options import SlopeOptimization
+from lipschitz.errors import InputError
+from lipschitz.network.formats import is_network_file
+from lipschitz.precision import disable_tf32
+from lipschitz.problem import class_rows
+from models.checkpoint import load_checkpoint
+from utils import choose_device, choose_dtype, set_seed, use_threads_that_pay
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the command line names.
+
+    Attributes:
+        network: The network.
+        points: The points and their boxes; None if only the clean accuracy is asked for.
+        device: Where to compute.
+    """
+
+    network: Network
+    points: Points | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the bounds of one call of ``main.py`` need.
+
+    Attributes:
+        args: The command line.
+        points: The points and their boxes.
+        prepared: The network with its method.
+        settings: What a result depends on besides the example's number.
+    """
+
+    args: Namespace
+    points: Points
+    prepared: Prepared
+    settings: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Time limit of each example, of what searches."""
+        return seconds_of(self.args)
+
+
+def load(args: Namespace) -> Loaded:
+    """Read the points and the network.
+
+    Raises:
+        InputError: Something is missing, unknown or does not fit.
+    """
+    set_seed(args.seed)
+    disable_tf32()
+    device = choose_device(args.device)
+    if args.data is None and args.load and args.input is None and not is_network_file(args.load):
+        args.data = load_checkpoint(args.load).data
+    if args.data is None and args.input is None:
+        raise InputError("--data is missing: name a data set of --list-data, or give --input")
+    needs_box = args.eps is not None or not (args.clean or args.mono or args.certify)
+    eps = None if args.eps is None else parse_eps(args.eps)
+    if args.input is None and needs_box:
+        eps = parse_eps(args.eps)
+    facts = None if args.data is None else data_spec(args.data)
+    choice = Choice(args.start, args.num_examples, args.input_clipping, needs_box=needs_box)
+    points = None
+    if args.input:
+        points = points_of_file(Path(args.input), eps, choice, std=args.std, facts=facts)
+    network = load_network(args, facts, None if points is None else points.x.shape[1:])
+    if points is not None and args.cnn_to_mlp:
+        raise InputError("--cnn-to-mlp with --input: convert with train_model.py --cnn-to-mlp")
+    if points is None and not args.clean:
+        points = points_of_data(facts, network.input_shape, eps or 0.0, choice, args.data_root)
+    if points is not None:
+        size = prod(network.input_shape)
+        points = replace(points, fixed=coordinates("--fixed", args.fixed, size))
+    return Loaded(network, points, device)
+
+
+def clean_accuracy(args: Namespace, loaded: Loaded) -> None:
+    """Print the share of examples classified correctly (``--clean``)."""
+    loaded.network.model.eval().to(loaded.device)
+    print_clean_accuracy(args, loaded.network, loaded.points)
+
+
+def prepare(args: Namespace, loaded: Loaded) -> Run:
+    """Make the network ready for the method.
+
+    Raises:
+        InputError, NotImplementedError: The network is not one that the method takes.
+    """
+    network = loaded.network
+    prepared = Prepared(
+        network.model.to(loaded.device),
+        network.input_shape,
+        method=args.method,
+        engine=args.engine,
+        options=MethodOptions(
+            optimize=not args.no_optimize,
+            slopes=SlopeOptimization(args.ob_iteration, args.ob_lr),
+            rows_at_once=args.batch_size,
+            memory_budget=args.memory_budget and args.memory_budget * 2**20,
+            timeout=seconds_of(args),
+            seed=args.seed,
+        ),
+        branching=branching_of(args) if args.bab else None,
+        dtype=choose_dtype(args.dtype, network.model),
+        norm=args.norm,
+        inputs=args.inputs,
+    )
+    if args.classes is not None:  # else every example would be refused for the same reason
+        class_rows(prepared.graph.num_outputs, classes_of(args))
+    widest = max(node.shape.numel() for node in prepared.graph.nodes)
+    use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
+    settings = settings_of(args, network, prepared, source=loaded.points.source)
+    return Run(args, loaded.points, prepared, settings)
