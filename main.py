@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from commands.introduction import introduction
+from commands.introduction import called, introduction
 from commands.lists import print_lists
 from commands.options import check_options
 from lipschitz.bounds.methods import METHODS
@@ -20,6 +20,7 @@ from utils import Parser, append_row, importing, read_rows, run_cli
 
 if TYPE_CHECKING:
     from commands.run import Run
+    from lipschitz import LipschitzResult, LocalProblem
 
 
 def build_parser() -> Parser:
@@ -116,6 +117,11 @@ def build_parser() -> Parser:
     mono.add_argument("--csv", metavar="FILE.csv", help="a line per example, feature and output")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="ROWS.jsonl", help="append a row per example; resumes")
+    out.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        help="of images: the example, the certified bound of every pixel's |J|, a true gradient",
+    )
     out.add_argument("--clean", action="store_true", help="print the clean accuracy and exit")
     out.add_argument("--list-models", action="store_true", help="list the networks and exit")
     out.add_argument("--list-data", action="store_true", help="list the data sets and exit")
@@ -136,11 +142,14 @@ def bound_examples(run: Run) -> int:
     Raises:
         KeyboardInterrupt: Ctrl-C, after the row of the example under way.
     """
+    from commands.advice import advice
     from commands.certify import certify_line, certify_summary
     from commands.examples import row_of_example
+    from commands.picture import draw, path_of
     from commands.rows import error_line, line_of, summary_of
 
-    args, rows = run.args, []
+    args, rows, hinted = run.args, [], False
+    found: list[tuple[LocalProblem, LipschitzResult]] = []
     line, summary = (certify_line, certify_summary) if args.certify else (line_of, summary_of)
     done = {
         row.get("example"): row
@@ -153,7 +162,8 @@ def bound_examples(run: Run) -> int:
         if example in done:
             rows.append(done[example])
             continue
-        row = row_of_example(run, index)
+        found.clear()
+        row = row_of_example(run, index, lambda *both: found.append(both))
         if args.output:
             append_row(args.output, row)
         rows.append(row)
@@ -162,14 +172,21 @@ def bound_examples(run: Run) -> int:
             error_line(row) if failed else line(row), file=sys.stderr if failed else sys.stdout
         )
         sys.stdout.flush()
+        hint = None if args.quiet else advice(args, run.argv, row, called())
+        if hint is not None and not hinted:
+            tqdm.write(f"hint: {hint}", file=sys.stderr)
+            hinted = True
+        if args.picture and found:
+            path = path_of(args.picture, example, several=len(run.points.x) > 1)
+            draw(path, *found[0], example=example, label=row["label"])
         if row["status"] == INTERRUPTED:
             break
-    bounded = [row for row in rows if row["status"] != ERROR]
-    if bounded:
-        print(summary(bounded))
+    good = [row for row in rows if row["status"] != ERROR]
+    if good:
+        print(summary(good))
     if rows[-1]["status"] == INTERRUPTED:
-        raise KeyboardInterrupt(f"interrupted; the bounds of {len(bounded)} examples are certified")
-    return 0 if len(bounded) == len(rows) else 1 if bounded else 2
+        raise KeyboardInterrupt(f"interrupted; the bounds of {len(good)} examples are certified")
+    return 0 if len(good) == len(rows) else 1 if good else 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.mono:
         certify_signs(args, loaded)
     else:
-        return bound_examples(prepare(args, loaded))
+        return bound_examples(prepare(args, argv, loaded))
     return 0
 
 

@@ -27,9 +27,14 @@ All options: {name} --help
 """
 
 
+def called() -> str:
+    """How the program was called, to begin a command that can be copied."""
+    name = Path(sys.argv[0]).name
+    return f"python {name}" if name.endswith(".py") else name
+
+
 def introduction() -> str:
     """What the program is and three commands to copy, in the words it was called by."""
-    called = Path(sys.argv[0]).name
-    if called.endswith(".py"):
-        return _TEXT.format(name=f"python {called}", train="python train_model.py")
-    return _TEXT.format(name=called, train=f"{called}-train")
+    name = called()
+    train = "python train_model.py" if name.endswith(".py") else f"{name}-train"
+    return _TEXT.format(name=name, train=train)

@@ -12,6 +12,7 @@ import torch
 
 from commands.network import Network, load_network, print_clean_accuracy
 from commands.options import branching_of, classes_of, parse_eps, seconds_of
+from commands.picture import image_shape
 from commands.rows import settings_of
 from data import data_spec
 from data.points import Choice, Points, coordinates, points_of_data, points_of_file
@@ -46,12 +47,14 @@ class Run:
 
     Attributes:
         args: The command line.
+        argv: The same as it was typed.
         points: The points and their boxes.
         prepared: The network with its method.
         settings: What a result depends on besides the example's number.
     """
 
     args: Namespace
+    argv: list[str]
     points: Points
     prepared: Prepared
     settings: dict[str, Any]
@@ -101,13 +104,15 @@ def clean_accuracy(args: Namespace, loaded: Loaded) -> None:
     print_clean_accuracy(args, loaded.network, loaded.points)
 
 
-def prepare(args: Namespace, loaded: Loaded) -> Run:
+def prepare(args: Namespace, argv: list[str], loaded: Loaded) -> Run:
     """Make the network ready for the method.
 
     Raises:
         InputError, NotImplementedError: The network is not one that the method takes.
     """
     network = loaded.network
+    if args.picture is not None:
+        image_shape(network.input_shape)
     prepared = Prepared(
         network.model.to(loaded.device),
         network.input_shape,
@@ -131,4 +136,4 @@ def prepare(args: Namespace, loaded: Loaded) -> Run:
     widest = max(node.shape.numel() for node in prepared.graph.nodes)
     use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
     settings = settings_of(args, network, prepared, source=loaded.points.source)
-    return Run(args, loaded.points, prepared, settings)
+    return Run(args, argv, loaded.points, prepared, settings)

@@ -770,3 +770,23 @@ def test_if_every_example_fails_the_exit_code_is_2(monkeypatch, capsys):
     assert run(*OWN_RUN, "--num-examples", "2", "--output", "rows.jsonl") == 2
     assert [r["status"] for r in rows()] == ["error", "error"]
     assert capsys.readouterr().out == ""
+
+
+def test_advice_and_pictures_come_beside_the_bounds(capsys):
+    Path("image.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    deep = [m for _ in range(6) for m in (nn.Linear(16, 16), nn.ReLU())]\n"
+        "    return nn.Sequential(nn.Flatten(), *deep, nn.Linear(16, 2)).eval()\n"
+    )
+    pytest.importorskip("matplotlib")
+    np.savez("images.npz", x=np.random.default_rng(0).random((2, 1, 4, 4)))
+    argv = ["--model", "image.py:make", "--input", "images.npz", "--eps", "1", "--method", "ibp"]
+    assert run_cli(main.main, [*argv, "--num-examples", "2", "--picture", "maps.png"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("example ") == 2
+    hints = [line for line in captured.err.splitlines() if line.startswith("hint: ")]
+    assert len(hints) == 1
+    assert "--method alpha" in hints[0]
+    assert sorted(path.name for path in Path().glob("*.png")) == ["maps_0.png", "maps_1.png"]
