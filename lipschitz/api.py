@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lipschitz.arguments import Ends, Numbers, check_dtype
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.true_gradients import Sampling
-from lipschitz.prepared import Prepared, input_shape_of
-from lipschitz.problem import make_problem
+from lipschitz.checks import check_number
+from lipschitz.network.graph import Graph
+from lipschitz.network.input_shape import input_shape_of
+from lipschitz.prepared import Prepared
+from lipschitz.problem import check_box_given, make_problem
 from lipschitz.result import LipschitzResult
 from lipschitz.search.options import BranchOptions
 
 
 def local_lipschitz(
-    model: nn.Module,
-    x: Tensor,
-    eps: float | Tensor | None = None,
+    model: nn.Module | Graph,
+    x: Numbers | None = None,
+    eps: Numbers | str | None = None,
     *,
     method: str = "crown",
     engine: str | None = None,
     norm: str | float = "inf",
     outputs: str | None = None,
     inputs: str = "all",
-    classes: Sequence[int] | None = None,
+    classes: int | Sequence[int] | None = None,
     margin_of: int | None = None,
     pairs: bool = False,
-    x_lower: Tensor | float | None = None,
-    x_upper: Tensor | float | None = None,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    x_lower: Numbers | None = None,
+    x_upper: Numbers | None = None,
+    clip: Ends | None = None,
     optimize: bool = True,
     dtype: torch.dtype | None = None,
     tolerance: float = 1e-4,
@@ -64,10 +68,14 @@ def local_lipschitz(
         >>> round(local_lipschitz(model, x, eps=0.1, norm=2).upper_bound, 4)
         1.8028
 
+    Numbers may come as tensors, numpy arrays, lists or plain numbers; a batch of points is refused.
+
     Args:
-        model: A network in eval mode mapping [B, *input_shape] to [B, C].
-        x: The centre, [*input_shape] or [1, *input_shape].
-        eps: Box radius, a number or a tensor broadcastable to ``x``; 0 leaves an input fixed.
+        model: A network in eval mode mapping [B, *input_shape] to [B, C], or its graph.
+        x: The centre, [*input_shape] or [1, *input_shape]; left out, it is the middle of the box
+            between ``x_lower`` and ``x_upper``.
+        eps: Box radius, a number (also as text, ``"2/255"``) or one per input, broadcastable to
+            ``x``; 0 leaves an input fixed.
         norm: ``inf``, ``1`` or ``2``, of the input and of the output.
         outputs: ``all`` (the operator norm of the Jacobian) or ``each`` (the largest dual norm of a
             single output's gradient); the same for Linf. Margins are taken one by one unless
@@ -76,7 +84,7 @@ def local_lipschitz(
             change.
         method: A name of :data:`lipschitz.METHODS`, such as ``crown``, ``alpha`` or ``lipmip``.
         engine: ``auto_lirpa`` or ``native``; the method's default if None.
-        classes: Outputs to bound, all if None.
+        classes: Outputs to bound, or one of them; all if None.
         margin_of: A label y; then the margins ``f_y - f_c`` are bounded instead of the outputs.
         pairs: Bound the margins ``f_i - f_j`` of all pairs of outputs.
         x_lower, x_upper: Instead of ``eps``: the ends of the box, broadcastable to ``x``.
@@ -96,9 +104,12 @@ def local_lipschitz(
             mend, said in one line.
         NotImplementedError: A layer that is not supported, by name.
     """
+    check_box_given(x, eps, x_lower, x_upper)
+    check_number("tolerance", tolerance, zero=True)
+    check_dtype(dtype)
     prepared = Prepared(
         model,
-        input_shape_of(model, x),
+        input_shape_of(model, x, x_lower, x_upper),
         method=method,
         engine=engine,
         options=MethodOptions(optimize=optimize, seed=seed),

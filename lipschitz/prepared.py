@@ -23,7 +23,7 @@ from lipschitz.bounds.outcome import (
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.network.tracing import build_graph, placement
+from lipschitz.network.tracing import build_graph
 from lipschitz.precision import disable_tf32
 from lipschitz.problem import LocalProblem
 from lipschitz.result import LipschitzResult
@@ -76,7 +76,7 @@ class Prepared:
         else:
             self.method, self.engine = "bab", engine or "native"
             check_branching(branching, self.engine)
-        graph = model if isinstance(model, Graph) else build_graph(model, tuple(input_shape or ()))
+        graph = model if isinstance(model, Graph) else build_graph(model, input_shape)
         self.graph = graph if dtype is None else graph.to(graph.device, dtype)
         self._bounder: Bounder | None = None
         self._search_engine: LirpaEngine | None = None
@@ -176,21 +176,3 @@ class Prepared:
             if outcome is None:
                 outcome = interrupted_at_once(problem, everywhere=method.scope == GLOBAL)
             return replace(outcome, status=INTERRUPTED), outcome.found or nothing_found(problem)
-
-
-def input_shape_of(model: nn.Module | Graph, x: Tensor) -> torch.Size:
-    """Shape of one input: that of ``x``, less a batch dimension of 1 if the network takes it so.
-
-    Two examples tell, since a convolution takes one without a batch dimension too.
-    """
-    if isinstance(model, Graph):
-        return model.input_shape
-    if x.shape[:1] != (1,):
-        return x.shape
-    two = x.detach().to(*placement(model)).expand(2, *x.shape[1:])
-    try:
-        with torch.no_grad():
-            output = model(two)
-    except (RuntimeError, ValueError, IndexError):
-        return x.shape
-    return x.shape[1:] if output.shape[:1] == (2,) else x.shape

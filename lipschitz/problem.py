@@ -10,6 +10,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from lipschitz.arguments import Ends, Numbers, fitted, fitted_clip, point_of, radius_of
+from lipschitz.checks import shown, whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
@@ -65,9 +67,7 @@ class LocalProblem:
 
 
 def input_box(
-    centre: Tensor,
-    eps: float | Tensor,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    centre: Tensor, eps: Numbers | str, clip: Ends | None = None
 ) -> tuple[Tensor, Tensor]:
     """The box ``centre +- eps``, cut to the data range.
 
@@ -75,7 +75,8 @@ def input_box(
 
     Args:
         centre: [*input_shape].
-        eps: Radius per coordinate, broadcastable to ``centre`` (units of the network's input).
+        eps: Radius per coordinate, broadcastable to ``centre`` (units of the network's input);
+            text is read too, such as ``"2/255"``.
         clip: Smallest and largest value an input may take, broadcastable to ``centre``.
 
     Returns:
@@ -85,22 +86,21 @@ def input_box(
         InputError: A negative, NaN or infinite eps, a centre that is not finite or lies outside
             ``clip``.
     """
-    radius = torch.as_tensor(eps, dtype=centre.dtype, device=centre.device)
-    if not _fits(radius, centre):
-        raise InputError(
-            f"eps has shape {tuple(radius.shape)}: expected a number, or radii that broadcast to "
-            f"the input's shape {tuple(centre.shape)}"
-        )
+    radius = fitted("eps", radius_of(eps), centre)
     if not torch.isfinite(radius).all() or (radius < 0).any():
-        shown = float(radius) if radius.numel() == 1 else f"{radius.numel()} values"
-        raise InputError(f"eps is {shown}: it must be a finite number, 0 or larger")
+        if radius.numel() == 1:
+            raise InputError(f"eps is {float(radius):g}: it must be a finite number, 0 or larger")
+        wrong = radius[~((radius >= 0) & torch.isfinite(radius))]
+        raise InputError(
+            f"{len(wrong)} of the {radius.numel()} radii in eps are negative, NaN or infinite, the "
+            f"first is {float(wrong[0]):g}: give finite numbers, 0 or larger"
+        )
     if not torch.isfinite(centre).all():
         raise InputError("the input holds NaN or infinity: give finite numbers")
     lower, upper = centre - radius, centre + radius
-    if clip is not None:
-        smallest, largest = (
-            torch.as_tensor(c, dtype=centre.dtype, device=centre.device) for c in clip
-        )
+    ends = fitted_clip(clip, centre)
+    if ends is not None:
+        smallest, largest = ends
         if (centre < smallest).any() or (centre > largest).any():
             raise InputError(
                 f"the input reaches {float(centre.min()):g} .. {float(centre.max()):g}, outside "
@@ -111,58 +111,82 @@ def input_box(
     return lower.expand_as(centre).contiguous(), upper.expand_as(centre).contiguous()
 
 
-def _fits(value: Tensor, centre: Tensor) -> bool:
-    """Whether ``value`` broadcasts to the shape of ``centre``."""
-    try:
-        return torch.broadcast_shapes(value.shape, centre.shape) == centre.shape
-    except RuntimeError:
-        return False
-
-
 def box_between(
-    centre: Tensor,
-    x_lower: Tensor | float,
-    x_upper: Tensor | float,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    like: Tensor, x_lower: Numbers, x_upper: Numbers, clip: Ends | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The box with these two ends, cut to the data range; it has to contain the centre.
+    """The box with these two ends, cut to the data range.
 
     Args:
-        centre: [*input_shape].
-        x_lower, x_upper: Its ends, broadcastable to ``centre``.
+        like: A tensor of the shape, precision and device of a point, [*input_shape].
+        x_lower, x_upper: Its ends, broadcastable to ``like``.
         clip: As in :func:`input_box`.
 
     Returns:
         ``(lower, upper)``, each [*input_shape].
 
     Raises:
-        InputError: Ends of another shape, not finite, crossed, or that leave the centre out.
+        InputError: Ends of another shape, not finite, or crossed.
     """
     ends = []
-    for end in (x_lower, x_upper):
-        end = torch.as_tensor(end).detach().to(centre)
-        if not _fits(end, centre):
-            raise InputError(
-                f"an end of the box has shape {tuple(end.shape)}: expected a number or the shape "
-                f"of x, {tuple(centre.shape)}"
-            )
+    for side, end in (("lower", x_lower), ("upper", x_upper)):
+        name = f"the {side} end of the box"
+        end = fitted(name, point_of(name, end), like)
         if not torch.isfinite(end).all():
             raise InputError("the box holds NaN or infinity: give finite ends")
-        ends.append(end.expand_as(centre))
+        ends.append(end.expand_as(like))
     lower, upper = ends
-    if clip is not None:
-        smallest, largest = (torch.as_tensor(c).to(centre) for c in clip)
-        lower, upper = torch.maximum(lower, smallest), torch.minimum(upper, largest)
     if (lower > upper).any():
         raise InputError("the box is empty: a lower end is above its upper end")
-    if ((centre < lower) | (centre > upper)).any():
-        raise InputError("x lies outside the box: give a point of it")
+    cut = fitted_clip(clip, like)
+    if cut is not None:
+        lower, upper = torch.maximum(lower, cut[0]), torch.minimum(upper, cut[1])
+        if (lower > upper).any():
+            raise InputError("the box lies outside clip: nothing is left of it")
     return lower.contiguous(), upper.contiguous()
+
+
+def middle_of(lower: Tensor, upper: Tensor) -> Tensor:
+    """The middle of a box, in it whatever the rounding: same shape."""
+    return torch.minimum(torch.maximum(lower / 2 + upper / 2, lower), upper)
+
+
+def one_point(x: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """The only point in x, [*input_shape], without a batch dimension of 1.
+
+    Raises:
+        InputError: A batch of points, or another shape.
+    """
+    shape, expected = tuple(x.shape), tuple(input_shape)
+    if shape == expected:
+        return x
+    if shape[1:] != expected or not shape:
+        raise InputError(
+            f"the input has shape {shape}: the network takes {expected}, one example at a time"
+        )
+    if len(x) != 1:
+        raise InputError(
+            f"the input has shape {shape}, a batch of {len(x)} points: the network takes "
+            f"{expected}; give one point per call and loop over the batch"
+        )
+    return x[0]
+
+
+def class_numbers(classes: int | Sequence[int]) -> list[int]:
+    """The classes as a list; one number is a list of one.
+
+    Raises:
+        InputError: Anything but whole numbers.
+    """
+    try:
+        many = [classes] if isinstance(classes, str) else list(classes)
+    except TypeError:  # a number, or a tensor of no dimension
+        many = [classes]
+    return [whole_number("class", c) for c in many]
 
 
 def class_rows(
     num_outputs: int,
-    classes: Sequence[int] | None = None,
+    classes: int | Sequence[int] | None = None,
     margin_of: int | None = None,
     pairs: bool = False,
 ) -> tuple[Tensor, tuple[str, ...]]:
@@ -170,7 +194,7 @@ def class_rows(
 
     Args:
         num_outputs: C.
-        classes: The outputs to bound; all if None.
+        classes: The outputs to bound, or one of them; all if None.
         margin_of: If a label y is given, the rows are ``e_y - e_c`` for the classes c != y.
         pairs: The rows are the margins ``e_i - e_j`` of all pairs i < j of the classes; the other
             order has the same norms.
@@ -181,11 +205,14 @@ def class_rows(
     Raises:
         InputError: A class or label that does not exist, or no row left.
     """
-    chosen = list(range(num_outputs)) if classes is None else list(classes)
-    for c in [*chosen, *([] if margin_of is None else [margin_of])]:
+    chosen = list(range(num_outputs)) if classes is None else class_numbers(classes)
+    if margin_of is not None:
+        margin_of = whole_number("label", margin_of)
+    named = [("class", c) for c in chosen] + [("label", margin_of)] * (margin_of is not None)
+    for what, c in named:
         if not 0 <= c < num_outputs:
             raise InputError(
-                f"class {c} does not exist: the network has {num_outputs} outputs, "
+                f"{what} {c} does not exist: the network has {num_outputs} outputs, "
                 f"0 to {num_outputs - 1}"
             )
     if len(set(chosen)) != len(chosen):
@@ -209,15 +236,31 @@ def class_rows(
     return rows, names
 
 
+def check_box_given(x: object, eps: object, x_lower: object, x_upper: object) -> None:
+    """Refuse a box that is described twice, by half or not at all.
+
+    Raises:
+        InputError: With what to give.
+    """
+    if (eps is None) == (x_lower is None) or (x_lower is None) != (x_upper is None):
+        raise InputError(
+            "give either eps, the box's radius, or both of its ends, x_lower and x_upper"
+        )
+    if x is None and eps is not None:
+        raise InputError(
+            "x is missing: eps is a radius around it; give x, or the box's ends instead of eps"
+        )
+
+
 def make_problem(
     graph: Graph,
-    x: Tensor,
-    eps: float | Tensor | None = None,
+    x: Numbers | None = None,
+    eps: Numbers | str | None = None,
     *,
-    x_lower: Tensor | float | None = None,
-    x_upper: Tensor | float | None = None,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
-    classes: Sequence[int] | None = None,
+    x_lower: Numbers | None = None,
+    x_upper: Numbers | None = None,
+    clip: Ends | None = None,
+    classes: int | Sequence[int] | None = None,
     margin_of: int | None = None,
     pairs: bool = False,
     norm: str | float = "inf",
@@ -228,11 +271,13 @@ def make_problem(
 
     Args:
         graph: The network.
-        x: The example, [*input_shape] or [1, *input_shape].
-        eps: Box radius in the units of ``x``, a number or one per coordinate.
+        x: The example, [*input_shape] or [1, *input_shape], a tensor, an array or a list; with
+            both ends of the box it may be None, which is the middle.
+        eps: Box radius in the units of ``x``, a number (also as text, ``"2/255"``) or one per
+            coordinate, broadcastable to ``x``.
         x_lower, x_upper: Instead of ``eps``: the two ends of the box.
         clip: Data range the box is cut to.
-        classes: Outputs to bound, all if None.
+        classes: Outputs to bound, or one of them; all if None.
         margin_of: Bound the margins of this label instead of the outputs.
         pairs: Bound the margins of all pairs of outputs.
         norm: ``inf``, ``1`` or ``2``.
@@ -244,24 +289,27 @@ def make_problem(
     Raises:
         InputError: Anything wrong with the example, the box, classes, clip or names.
     """
-    if (eps is None) == (x_lower is None) or (x_lower is None) != (x_upper is None):
-        raise InputError("give either eps, the box's radius, or both of its ends")
+    if not isinstance(graph, Graph):
+        raise InputError(
+            f"graph {shown(graph)}: expected a network's graph, that of Prepared(...).graph or "
+            "build_graph(...)"
+        )
+    check_box_given(x, eps, x_lower, x_upper)
     norm = norm_name(norm)
     if outputs is None:
         outputs = default_outputs(norm, margins=pairs or margin_of is not None)
     for what, given, known in (("outputs", outputs, OUTPUTS), ("inputs", inputs, INPUTS)):
         if given not in known:
             raise InputError(f"{what} {given!r}: expected {' or '.join(known)}")
-    if tuple(x.shape) == (1, *graph.input_shape):
-        x = x[0]
-    if tuple(x.shape) != tuple(graph.input_shape):
-        raise InputError(
-            f"the input has shape {tuple(x.shape)}: the network takes {tuple(graph.input_shape)}, "
-            "one example at a time"
-        )
-    centre = x.detach().to(device=graph.device, dtype=graph.dtype)
+    centre = torch.zeros(graph.input_shape, device=graph.device, dtype=graph.dtype)
+    if x is not None:
+        centre = one_point(point_of("x", x), graph.input_shape).to(centre)
     if eps is None:
         lower, upper = box_between(centre, x_lower, x_upper, clip)
+        if x is None:
+            centre = middle_of(lower, upper)
+        elif not ((centre >= lower) & (centre <= upper)).all():
+            raise InputError("x lies outside the box: give a point of it")
     else:
         lower, upper = input_box(centre, eps, clip)
     if inputs == "free" and not (upper > lower).any():

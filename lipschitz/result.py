@@ -57,7 +57,15 @@ class LipschitzResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as values that JSON can hold: infinity as None, tensors and tuples as lists."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return plain_fields(self)
+
+
+def plain_fields(result: Any) -> dict[str, Any]:
+    """The fields of a result, a dataclass, as values that JSON can hold.
+
+    Infinity is None, tensors and tuples are lists.
+    """
+    return {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
 
 
 def _plain(value: Any) -> Any:

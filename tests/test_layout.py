@@ -11,6 +11,8 @@ LIBRARY = [
     "lipschitz.errors",
     "lipschitz.precision",
     "lipschitz.words",
+    "lipschitz.checks",
+    "lipschitz.arguments",
     "lipschitz.rounding",
     "lipschitz.relaxation",
     "lipschitz.norms",

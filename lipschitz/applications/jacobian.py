@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,14 @@ from lipschitz.applications.jacobian_intervals import (
     checked,
     root_bounds,
 )
+from lipschitz.arguments import Ends, Numbers, check_dtype, pair_of, tensor_of
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
+from lipschitz.network.input_shape import input_shape_of
 from lipschitz.network.tracing import build_graph
 from lipschitz.precision import disable_tf32
-from lipschitz.prepared import input_shape_of
-from lipschitz.problem import LocalProblem, make_problem
-
-Ends = tuple[Tensor | float, Tensor | float]
+from lipschitz.problem import LocalProblem, check_box_given, make_problem
+from lipschitz.result import plain_fields
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,19 @@ class JacobianBounds:
     upper: Tensor
     row_names: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as values that JSON can hold: tensors and tuples as lists."""
+        return plain_fields(self)
+
 
 def jacobian_bounds(
     model: nn.Module | Graph,
-    x: Tensor,
-    eps: float | Tensor | None = None,
+    x: Numbers | None = None,
+    eps: Numbers | str | None = None,
     *,
     box: Ends | None = None,
-    classes: Sequence[int] | None = None,
-    rows: Tensor | None = None,
+    classes: int | Sequence[int] | None = None,
+    rows: Numbers | None = None,
     engine: str = "native",
     optimize: bool = True,
     dtype: torch.dtype | None = None,
@@ -78,13 +83,16 @@ def jacobian_bounds(
         >>> wide.lower.round(decimals=3).tolist(), wide.upper.round(decimals=3).tolist()
         ([[0.5, -1.0]], [[1.5, 1.0]])
 
+    Numbers may come as tensors, numpy arrays, lists or plain numbers; a batch of points is refused.
+
     Args:
         model: A network in eval mode mapping [B, *input_shape] to [B, C], or its graph.
         x: A point of the box, [*input_shape] or [1, *input_shape]; a leading 1 is the batch
-            dimension if the network takes it so.
-        eps: Box radius, a number or a tensor broadcastable to ``x``.
+            dimension if the network takes it so. Left out, it is the middle of ``box``.
+        eps: Box radius, a number (also as text, ``"2/255"``) or one per input, broadcastable to
+            ``x``.
         box: Instead of ``eps``: lower and upper ends, broadcastable to ``x``.
-        classes: Outputs to bound, all if None.
+        classes: Outputs to bound, or one of them; all if None.
         rows: Instead of ``classes``: output directions, [R, C]; bounded is ``J(x)^T row``.
         engine: ``native`` or ``auto_lirpa``.
         optimize: Optimise the slopes of pre-activation bounds.
@@ -107,13 +115,13 @@ def jacobian_bounds(
 
 def jvp_bounds(
     model: nn.Module | Graph,
-    x: Tensor,
-    eps: float | Tensor | None = None,
-    directions: Tensor | None = None,
+    x: Numbers | None = None,
+    eps: Numbers | str | None = None,
+    directions: Numbers | None = None,
     *,
     box: Ends | None = None,
-    classes: Sequence[int] | None = None,
-    rows: Tensor | None = None,
+    classes: int | Sequence[int] | None = None,
+    rows: Numbers | None = None,
     engine: str = "native",
     optimize: bool = True,
     dtype: torch.dtype | None = None,
@@ -158,12 +166,12 @@ def jvp_bounds(
 
 def box_problem(
     graph: Graph,
-    x: Tensor,
-    eps: float | Tensor | None = None,
+    x: Numbers | None = None,
+    eps: Numbers | str | None = None,
     *,
     box: Ends | None = None,
-    classes: Sequence[int] | None = None,
-    rows: Tensor | None = None,
+    classes: int | Sequence[int] | None = None,
+    rows: Numbers | None = None,
     clip: Ends | None = None,
 ) -> LocalProblem:
     """The problem of ``x +- eps`` or of a given box; arguments as in :func:`jacobian_bounds`.
@@ -175,10 +183,11 @@ def box_problem(
         raise InputError("give either eps, the box's radius, or box, its two ends")
     if rows is not None and classes is not None:
         raise InputError("give either classes or rows, not both")
-    lower, upper = (None, None) if box is None else box
+    lower, upper = (None, None) if box is None else pair_of("box", box)
     problem = make_problem(graph, x, eps, x_lower=lower, x_upper=upper, clip=clip, classes=classes)
     if rows is None:
         return problem
+    rows = tensor_of("rows", rows)
     if rows.dim() != 2 or rows.shape[1] != graph.num_outputs or not len(rows):
         raise InputError(
             f"rows have shape {tuple(rows.shape)}: expected [R, {graph.num_outputs}], one output "
@@ -187,40 +196,45 @@ def box_problem(
     if not torch.isfinite(rows).all():
         raise InputError("rows hold NaN or infinity: give finite numbers")
     names = tuple(f"row{i}" for i in range(len(rows)))
-    return replace(problem, rows=rows.detach().to(problem.rows), row_names=names)
+    return replace(problem, rows=rows.to(problem.rows), row_names=names)
 
 
 def _prepare(
     model: nn.Module | Graph,
-    x: Tensor,
-    eps: float | Tensor | None,
+    x: Numbers | None,
+    eps: Numbers | str | None,
     box: Ends | None,
-    classes: Sequence[int] | None,
-    rows: Tensor | None,
+    classes: int | Sequence[int] | None,
+    rows: Numbers | None,
     dtype: torch.dtype | None,
     clip: Ends | None,
 ) -> LocalProblem:
     disable_tf32()
+    check_dtype(dtype)
+    ends = (None, None) if box is None else pair_of("box", box)
+    if eps is not None or box is not None:  # else box_problem says what is missing, in its words
+        check_box_given(x, eps, *ends)
     graph = model
     if not isinstance(model, Graph):
-        graph = build_graph(model, input_shape_of(model, x))
+        graph = build_graph(model, input_shape_of(model, x, *ends))
     if dtype is not None:
         graph = graph.to(graph.device, dtype)
     return box_problem(graph, x, eps, box=box, classes=classes, rows=rows, clip=clip)
 
 
-def _directions(directions: Tensor | None, problem: LocalProblem) -> Tensor:
+def _directions(directions: Numbers | None, problem: LocalProblem) -> Tensor:
     """The directions as [V, *input_shape]."""
     shape = tuple(problem.centre.shape)
     if directions is None:
         raise InputError("directions are missing: give one v of the input's shape, or many")
-    if tuple(directions.shape) == shape:
-        directions = directions[None]
-    if tuple(directions.shape[1:]) != shape or not len(directions):
+    vectors = tensor_of("directions", directions)
+    if tuple(vectors.shape) == shape:
+        vectors = vectors[None]
+    if tuple(vectors.shape[1:]) != shape or not len(vectors):
         raise InputError(
-            f"directions have shape {tuple(directions.shape)}: expected {shape}, or many of them "
+            f"directions have shape {tuple(vectors.shape)}: expected {shape}, or many of them "
             "with a leading dimension"
         )
-    if not torch.isfinite(directions).all():
+    if not torch.isfinite(vectors).all():
         raise InputError("directions hold NaN or infinity: give finite numbers")
-    return directions.detach().to(problem.centre)
+    return vectors.to(problem.centre)

@@ -30,10 +30,9 @@ def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBo
     Raises:
         InputError: No such engine.
     """
-    if engine not in ENGINES:
-        raise InputError(
-            f"unknown engine {engine!r}{suggest(engine, ENGINES)}; use {' or '.join(ENGINES)}"
-        )
+    if not isinstance(engine, str) or engine not in ENGINES:
+        close = suggest(str(engine), ENGINES)
+        raise InputError(f"unknown engine {engine!r}{close}; use {' or '.join(ENGINES)}")
     require_engine(engine)
     if engine == "auto_lirpa":
         from lipschitz.bounds.lirpa.bounds import LirpaEngine  # its package is optional

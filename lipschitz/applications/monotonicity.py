@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from lipschitz.applications.jacobian import Ends, box_problem
+from lipschitz.applications.jacobian import box_problem
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.applications.signs import VERDICTS, EntrySign, check_features, entry_signs
+from lipschitz.arguments import Ends, Numbers, fitted, pair_of, tensor_of
+from lipschitz.checks import whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem, class_rows
@@ -46,28 +47,35 @@ class MonotonicityOptions:
         interval: Ends of the range of the one feature that is free, in the network's units;
             numbers, or one per feature, broadcastable to one input.
         eps: Instead: all inputs are free within this radius, broadcastable to one input.
-        classes: Outputs, all if None.
+        classes: Outputs, or one of them; all if None.
         margin_of: Instead: the margins of this output over the others.
         limits: Of each branch and bound; a timeout of 0 leaves it out.
         optimize: Optimise the slopes of pre-activation bounds.
         csv: File to write one line per entry to.
         start: Number of the first example.
+
+    Raises:
+        InputError: An interval without two ends, or a start below 0.
     """
 
     features: dict[int, str]
     interval: Ends = (0.0, 1.0)
-    eps: float | Tensor | None = None
-    classes: Sequence[int] | None = None
+    eps: Numbers | str | None = None
+    classes: int | Sequence[int] | None = None
     margin_of: int | None = None
     limits: SignLimits = field(default_factory=SignLimits)
     optimize: bool = True
     csv: str | os.PathLike[str] | None = None
     start: int = 0
 
+    def __post_init__(self) -> None:
+        pair_of("interval", self.interval)
+        whole_number("start", self.start, least=0)
+
 
 def run_monotonicity(
     graph: Graph,
-    points: Tensor,
+    points: Numbers,
     options: MonotonicityOptions,
     watch: Callable[[list[EntrySign]], object] | None = None,
 ) -> list[EntrySign]:
@@ -90,7 +98,7 @@ def run_monotonicity(
     rows, names = class_rows(graph.num_outputs, options.classes, options.margin_of)
     if options.csv is not None:
         write_csv(options.csv, [], options.features)
-    for index, x in enumerate(points):
+    for index, x in enumerate(tensor_of("points", points)):
         found: list[EntrySign] = []
         for problem, features in _problems(graph, x, options):
             problem = replace(problem, rows=rows.to(problem.rows), row_names=names)
@@ -114,7 +122,10 @@ def _problems(
     if options.eps is not None:
         yield box_problem(graph, x, options.eps), features
         return
-    ends = [torch.as_tensor(end).to(x).expand_as(x).flatten() for end in options.interval]
+    ends = [
+        fitted("interval", tensor_of("interval", end), x).expand_as(x).flatten()
+        for end in options.interval
+    ]
     for feature in features:
         low, high = (float(end[feature]) for end in ends)
         if not low <= high:

@@ -21,17 +21,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lipschitz.arguments import Ends, Numbers, check_dtype, fitted_clip, point_of
 from lipschitz.bounds.native.interval import forward_intervals
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.true_gradients import Sampling
+from lipschitz.checks import check_number, shown, whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.prepared import Prepared, input_shape_of
+from lipschitz.network.input_shape import input_shape_of
+from lipschitz.prepared import Prepared
 from lipschitz.problem import LocalProblem, make_problem
+from lipschitz.result import plain_fields
 from lipschitz.rounding import guard
 from lipschitz.search.options import BranchOptions
 from lipschitz.words import INTERRUPTED, norm_name
@@ -66,6 +71,10 @@ class CertifiedRadius:
     engine: str
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as values that JSON can hold."""
+        return plain_fields(self)
+
 
 @dataclass(frozen=True)
 class CertifyOptions:
@@ -75,11 +84,19 @@ class CertifyOptions:
         precision: Relative width of the bracket at which bisection stops.
         most: Largest number of boxes.
         largest: Radii beyond it are of no interest, in the units of the input.
+
+    Raises:
+        InputError: Numbers that make no sense.
     """
 
     precision: float = 1e-2
     most: int = 16
     largest: float = 1e3
+
+    def __post_init__(self) -> None:
+        check_number("precision", self.precision, zero=True)
+        whole_number("most", self.most, least=1)
+        check_number("largest", self.largest)
 
 
 def margins_at(problem: LocalProblem) -> Tensor:
@@ -122,12 +139,12 @@ def _around(problem: LocalProblem, eps: float, clip: tuple[Tensor, Tensor] | Non
 
 def certify_example(
     prepared: Prepared,
-    x: Tensor,
+    x: Numbers,
     label: int,
     *,
     norm: str | float = "inf",
-    classes: Sequence[int] | None = None,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    classes: int | Sequence[int] | None = None,
+    clip: Ends | None = None,
     options: CertifyOptions | None = None,
     seed: int = 0,
 ) -> CertifiedRadius:
@@ -138,7 +155,7 @@ def certify_example(
         x: The example, [*input_shape].
         label: The class it should have.
         norm: ``inf``, ``1`` or ``2``: the ball that is certified.
-        classes: Other classes to certify against, all if None.
+        classes: Other classes to certify against, or one of them; all if None.
         clip: Smallest and largest value of an input; inputs outside are of no interest.
         options: How hard to look.
         seed: Of the points that a search samples.
@@ -148,17 +165,24 @@ def certify_example(
     """
     begin = time.perf_counter()
     options, norm = options or CertifyOptions(), norm_name(norm)
+    if not isinstance(options, CertifyOptions):
+        raise InputError(f"options {shown(options)}: expected CertifyOptions(...)")
+    label = whole_number("label", label)
     problem = make_problem(
-        prepared.graph, x, 0.0, clip=clip, classes=classes, margin_of=label, norm=norm
+        prepared.graph,
+        point_of("x", x),
+        0.0,
+        clip=clip,
+        classes=classes,
+        margin_of=label,
+        norm=norm,
     )
     names = [int(name.split("-")[1]) for name in problem.row_names]
     margins = margins_at(problem)
     worst = int(margins.argmin())
     evaluations, radius, nearest = 0, 0.0, names[worst]
     if margins[worst] > 0:
-        ends = None
-        if clip is not None:
-            ends = tuple(torch.as_tensor(c).to(problem.centre) for c in clip)
+        ends = fitted_clip(clip, problem.centre)
         problem = _scaled(problem, margins)
         slopes = problem.graph.gradients(
             problem.centre.expand(len(names), *problem.centre.shape), problem.rows
@@ -205,15 +229,15 @@ def _bounds(prepared: Prepared, problem: LocalProblem, seed: int) -> Tensor:
 
 def certified_radius(
     model: nn.Module | Graph,
-    x: Tensor,
+    x: Numbers,
     label: int,
     *,
     norm: str | float = "inf",
     method: str = "alpha",
     engine: str | None = None,
     branching: BranchOptions | None = None,
-    classes: Sequence[int] | None = None,
-    clip: tuple[Tensor | float, Tensor | float] | None = None,
+    classes: int | Sequence[int] | None = None,
+    clip: Ends | None = None,
     dtype: torch.dtype | None = None,
     options: CertifyOptions | None = None,
     seed: int = 0,
@@ -233,12 +257,13 @@ def certified_radius(
 
     Args:
         model: A network in eval mode mapping [B, *input_shape] to [B, C], or its graph.
-        x: The example, [*input_shape] or [1, *input_shape].
+        x: The example, [*input_shape] or [1, *input_shape], a tensor, an array or a list; a batch
+            is refused.
         label: The class it should have.
         norm: ``inf``, ``1`` or ``2``: the ball that is certified.
         method, engine: What bounds the constants, as in :func:`lipschitz.local_lipschitz`.
         branching: Bound them by branch and bound, with these options per box.
-        classes: Other classes to certify against, all if None.
+        classes: Other classes to certify against, or one of them; all if None.
         clip: Smallest and largest value of an input; inputs outside are of no interest.
         dtype: Precision to compute in; the model's own if None.
         options: How hard to look.
@@ -251,9 +276,11 @@ def certified_radius(
         InputError: A ValueError: something that the caller can mend, said in one line.
         NotImplementedError: A layer that is not supported, by name.
     """
+    check_dtype(dtype)
+    whole_number("label", label)
     prepared = Prepared(
         model,
-        input_shape_of(model, x),
+        input_shape_of(model, point_of("x", x)),
         method=method,
         engine=engine,
         options=MethodOptions(seed=seed),

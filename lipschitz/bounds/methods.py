@@ -286,9 +286,9 @@ def choose_engine(method: str, engine: str | None, asked: Asked | None = None) -
         InputError: An unknown method or engine, one that the method does not run on, or one whose
             package is missing.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(
-            f"unknown method {method!r}{suggest(method, METHODS)}; known: {', '.join(METHODS)}"
+            f"unknown method {method!r}{suggest(str(method), METHODS)}; known: {', '.join(METHODS)}"
         )
     engines = METHODS[method].prepare
     if engine is None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lipschitz.checks import check_flag, check_number, shown, whole_number
+from lipschitz.errors import InputError
+
 
 @dataclass(frozen=True)
 class SlopeOptimization:
@@ -13,11 +16,19 @@ class SlopeOptimization:
         iterations: Adam steps for each side of each layer.
         learning_rate: Its step length.
         decay: Factor on the step length after every step.
+
+    Raises:
+        InputError: Numbers that make no sense.
     """
 
     iterations: int = 20
     learning_rate: float = 0.5
     decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        whole_number("iterations", self.iterations, least=1)
+        check_number("learning_rate", self.learning_rate)
+        check_number("decay", self.decay)
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,9 @@ class MethodOptions:
         memory_budget: Bytes for the coefficients of one chunk of rows; the engine chooses if None.
         timeout: Seconds per problem, for the methods that search.
         seed: Seed of the points that ``sampling`` and the searching methods draw.
+
+    Raises:
+        InputError: Numbers that make no sense.
     """
 
     optimize: bool = True
@@ -39,3 +53,13 @@ class MethodOptions:
     memory_budget: int | None = None
     timeout: float = 60.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_flag("optimize", self.optimize)
+        if not isinstance(self.slopes, SlopeOptimization):
+            raise InputError(f"slopes {shown(self.slopes)}: expected SlopeOptimization(...)")
+        for name in ("rows_at_once", "memory_budget"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least=1)
+        check_number("timeout", self.timeout, infinite=True)
+        whole_number("seed", self.seed, least=0)

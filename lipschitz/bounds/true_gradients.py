@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.witness import witness_norms
+from lipschitz.checks import whole_number
 from lipschitz.network.graph import Graph, Node
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
@@ -35,6 +36,9 @@ class Sampling:
         ascent_rows: Only that many rows, those of the largest gradients so far, are climbed.
         points_at_once: Point-row pairs evaluated in one batch.
         seed: Seed of the random points.
+
+    Raises:
+        InputError: Numbers that make no sense.
     """
 
     num_random: int = 64
@@ -42,6 +46,16 @@ class Sampling:
     ascent_rows: int = 16
     points_at_once: int = 1024
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_random", 1),
+            ("ascent_steps", 0),
+            ("ascent_rows", 1),
+            ("points_at_once", 1),
+            ("seed", 0),
+        ):
+            whole_number(name, getattr(self, name), least=least)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ shapes, and the trace becomes a graph in :mod:`lipschitz.network.building`.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from lipschitz.checks import shown, whole_number
 from lipschitz.errors import InputError, first_line
 from lipschitz.network.building import Builder
 from lipschitz.network.formats.exported import ExportedNetwork
@@ -25,34 +28,102 @@ _TRAINING_SENSITIVE = (
 )
 
 
-def build_graph(model: nn.Module, input_shape: torch.Size | tuple[int, ...]) -> Graph:
+def build_graph(model: nn.Module, input_shape: Sequence[int]) -> Graph:
     """The network as a graph of affine maps and activations, checked against autograd.
 
     Args:
         model: A network in eval mode that maps [B, *input_shape] to [B, C] (further output
             dimensions are flattened).
-        input_shape: Shape of one input, without the batch dimension.
+        input_shape: Shape of one input, without the batch dimension. It is taken at its word: a
+            network of linear layers alone accepts a whole batch as one input.
 
     Returns:
         The graph, in the model's own dtype and on its device.
 
     Raises:
-        InputError: NaN or infinite weights, a layer left in training mode, an input shape the
-            network does not accept, or a graph whose Jacobian is not autograd's.
+        InputError: No module, NaN or infinite weights, a layer left in training mode, an input
+            shape the network does not accept, an output that is no tensor, or a graph whose
+            Jacobian is not autograd's.
         NotImplementedError: An operator, by name, that is neither affine nor a known activation.
     """
-    _check_weights(model)
-    _check_eval_mode(model)
+    check_model(model)
+    input_shape = _shape_of(input_shape)
     device, dtype = placement(model)
     is_exported = isinstance(model, ExportedNetwork)
     batch = (model.batch if is_exported else None) or 2
     generator = torch.Generator().manual_seed(0)
     sample = torch.rand(batch, *input_shape, generator=generator, dtype=torch.float64)
     sample = sample.to(device=device, dtype=dtype)
+    _check_output(model, sample)
     traced = model.program if is_exported else _trace(model, sample)
     graph = Builder(traced, sample).build()
     check_jacobian(graph, model)
     return graph
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be bounded whatever its input is.
+
+    Raises:
+        InputError: No module, NaN or infinite weights, or a layer left in training mode.
+    """
+    if not isinstance(model, nn.Module):
+        advice = "expected a torch.nn.Module in eval mode"
+        if isinstance(model, type):
+            advice += "; make one of the class first"
+        elif isinstance(model, str):
+            advice += "; lipschitz.load_model reads one from a file"
+        elif callable(model):
+            advice += "; call the function in the forward of one"
+        raise InputError(f"model {shown(model)}: {advice}")
+    _check_weights(model)
+    _check_eval_mode(model)
+
+
+def _shape_of(given: Any) -> tuple[int, ...]:
+    """The shape of one input.
+
+    Raises:
+        InputError: No sequence of whole numbers, 1 or larger.
+    """
+    if isinstance(given, (str, Tensor)) or not isinstance(given, Sequence):
+        raise InputError(
+            f"input_shape {shown(given)}: expected the shape of one input, such as (4,) or x.shape"
+        )
+    try:
+        return tuple(whole_number("size", size, least=1) for size in given)
+    except InputError:
+        raise InputError(
+            f"input_shape {tuple(given)}: expected whole numbers, 1 or larger"
+        ) from None
+
+
+def _check_output(model: nn.Module, sample: Tensor) -> None:
+    """Refuse a network whose output is no tensor; what fails otherwise, tracing names better.
+
+    Raises:
+        InputError: With what it returns instead.
+    """
+    try:
+        with torch.no_grad():
+            output = model(sample.clone())
+    except Exception:  # a module may raise anything
+        return
+    if isinstance(output, Tensor):
+        if not output.numel():
+            raise InputError(
+                f"the network returns an empty tensor, of shape {tuple(output.shape)} for a batch "
+                f"of {len(sample)}: it must have an output"
+            )
+        return
+    name = type(output).__name__
+    kind = "None" if output is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    if isinstance(output, dict):
+        kind += f" with the keys {', '.join(map(repr, output))}"
+    raise InputError(
+        f"the network returns {kind}: it must return one tensor of shape [batch, outputs] that "
+        "depends on its input; wrap it in a module that picks it"
+    )
 
 
 def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:

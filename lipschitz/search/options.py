@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lipschitz.bounds.methods import require_engine
+from lipschitz.checks import check_number, check_word, shown, whole_number
 from lipschitz.errors import InputError, suggest
 from lipschitz.words import BRANCHES, ENGINES, HEURISTICS, PROGRAMS, REFRESH, Asked
 
@@ -27,6 +28,9 @@ class BranchOptions:
             ``auto``: by cost.
         sdp: Semidefinite bounds of subdomains: ``auto`` (where linear bounds lag far behind),
             ``always`` (for every subdomain that is split) or ``never``.
+
+    Raises:
+        InputError: Numbers that make no sense, or words that do not exist.
     """
 
     timeout: float = 60.0
@@ -39,27 +43,36 @@ class BranchOptions:
     beta_steps: int | None = None
     sdp: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_number("timeout", self.timeout, infinite=True)
+        check_number("tolerance", self.tolerance, zero=True)
+        for name, value, least in (
+            ("batch size", self.batch_size, 1),
+            ("max domains", self.max_domains, 1),
+            ("beta steps", self.beta_steps, 0),
+        ):
+            if value is not None:
+                whole_number(name, value, least=least)
+        check_word("branch", self.branch, BRANCHES)
+        check_word("refresh", self.refresh, REFRESH)
+        check_word("sdp", self.sdp, PROGRAMS)
+        check_heuristic(self.heuristic)
+
     def having(self, **changes: object) -> BranchOptions:
         """The same with some options replaced."""
         return replace(self, **changes)
 
 
 def check_branching(options: BranchOptions, engine: str) -> None:
-    """Refuse options that do not exist or that an engine does not have.
+    """Refuse options that an engine does not have.
 
     Raises:
         InputError: With what to use instead.
     """
-    for name, known in (
-        ("branch", BRANCHES),
-        ("refresh", REFRESH),
-        ("sdp", PROGRAMS),
-    ):
-        if getattr(options, name) not in known:
-            raise InputError(f"{name} {getattr(options, name)!r}: expected {', '.join(known)}")
-    check_heuristic(options.heuristic)
-    if options.beta_steps is not None and options.beta_steps < 0:
-        raise InputError(f"beta steps {options.beta_steps}: expected 0 or more")
+    if not isinstance(options, BranchOptions):
+        raise InputError(
+            f"branching {shown(options)}: expected branching=BranchOptions(), or None for no search"
+        )
     if engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}: use {' or '.join(ENGINES)}")
     require_engine(engine)
@@ -82,9 +95,9 @@ def check_heuristic(heuristic: str | None) -> None:
     Raises:
         InputError: With those that do.
     """
-    if heuristic is not None and heuristic not in HEURISTICS:
+    if heuristic is not None and (not isinstance(heuristic, str) or heuristic not in HEURISTICS):
         raise InputError(
-            f"unknown heuristic {heuristic!r}{suggest(heuristic, HEURISTICS)}; "
+            f"unknown heuristic {heuristic!r}{suggest(str(heuristic), HEURISTICS)}; "
             f"known: {', '.join(HEURISTICS)}"
         )
 

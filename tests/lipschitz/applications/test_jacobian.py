@@ -218,7 +218,7 @@ X = torch.full((16,), 0.5)
         ({"eps": 0.1, "box": (0, 1)}, "either eps"),
         ({"box": (1.0, 0.0)}, "box is empty"),
         ({"box": (0.6, 1.0)}, "x lies outside"),
-        ({"box": (torch.zeros(3), 1.0)}, r"an end of the box has shape \(3,\)"),
+        ({"box": (torch.zeros(3), 1.0)}, r"the lower end of the box has shape \(3,\)"),
         ({"box": (0.0, float("inf"))}, "finite ends"),
         ({"eps": 0.1, "classes": [10]}, "0 to 9"),
         ({"eps": 0.1, "classes": [1], "rows": torch.eye(10)}, "either classes or rows"),

@@ -185,7 +185,7 @@ def test_the_gradient_at_the_example_limits_every_radius():
 
 def test_what_is_wrong_is_said():
     model, x = trained_like(0)
-    with pytest.raises(InputError, match="class 9 does not exist"):
+    with pytest.raises(InputError, match="label 9 does not exist"):
         certified_radius(model, x, 9)
     with pytest.raises(InputError, match="norm 3"):
         certified_radius(model, x, 0, norm=3)
