@@ -6,21 +6,28 @@ from cases import CASES, REFERENCES, RandomNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
+from shared import attacked_norms, graph_of, problem_of
 
 from lipschitz import METHODS, MethodOptions, Prepared, make_problem
-from lipschitz.bounds.methods import choose_engine, kind_of
+from lipschitz.bounds.methods import LOWER, choose_engine, kind_of
+from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.bounds.outcome import class_upper_bounds
+from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
+from lipschitz.network.tracing import build_graph
 
-# A method that needs an optional package has its promises tested where that package is.
+# A method that needs an optional package has its promises tested where that package is, and so
+# has the one that promises nothing above.
 PAIRS = [
     (method, engine)
     for method, entry in METHODS.items()
     for engine in entry.prepare
-    if entry.extra is None
+    if entry.extra is None and entry.certifies != LOWER
 ]
-# A searching method's bounds hold whenever it is stopped.
-OPTIONS = MethodOptions(timeout=0.3)
+# A search's bounds, and those of an optimisation, hold whenever it is stopped.
+OPTIONS = MethodOptions(timeout=0.05, slopes=SlopeOptimization(iterations=5))
+# Large gradients are looked for once for all methods, not by each of them.
+FEW = Sampling(num_random=4, ascent_steps=2)
 # Each method's bound is at most that of the one before it, on the same box and engine.
 ORDERS = {"native": ["global", "ibp", "recurjac", "crown", "alpha"], "auto_lirpa": ["ibp", "crown"]}
 
@@ -28,17 +35,24 @@ ORDERS = {"native": ["global", "ibp", "recurjac", "crown", "alpha"], "auto_lirpa
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize(("method", "engine"), PAIRS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_sampled_gradient_beats_an_upper_bound(case, method, engine, dtype):
-    model = case.model(dtype)
-    prepared = Prepared(model, case.input_shape, method=method, engine=engine, options=OPTIONS)
+def test_no_true_gradient_beats_an_upper_bound(case, method, engine, dtype):
+    prepared = Prepared(graph_of(case, dtype), method=method, engine=engine, options=OPTIONS)
     for eps in (1e-3, 0.1, 3.0):
-        problem = make_problem(prepared.graph, case.point(dtype), eps)
-        result = prepared.bound(problem)
+        result = prepared.bound(problem_of(case, eps, dtype), sampling=FEW)
         assert result.lower_bound <= result.upper_bound == max(result.class_upper_bounds)
         assert result.dtype == str(dtype).removeprefix("torch.")
-        points = points_in_box(problem.lower, problem.upper, 50)
-        norms = jacobians(model, points).abs().flatten(2).sum(2).amax(0)
-        assert (norms <= torch.tensor(result.class_upper_bounds, dtype=norms.dtype)).all()
+        upper_bounds = torch.tensor(result.class_upper_bounds, dtype=dtype)
+        assert (attacked_norms(case, eps, dtype) <= upper_bounds).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_bound_one_percent_too_low_is_caught(dtype):
+    """Negative control of the above, in a small box: its gradients nearly reach the bound."""
+    for case in CASES:
+        prepared = Prepared(graph_of(case, dtype), method="crown", engine="native")
+        upper_bounds = prepared.upper_bounds(problem_of(case, 1e-3, dtype))
+        caught = attacked_norms(case, 1e-3, dtype) > 0.99 * upper_bounds
+        assert caught.any() or case.name == "relu_last"  # every gradient there is 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -47,8 +61,8 @@ def test_no_sampled_gradient_beats_an_upper_bound(case, method, engine, dtype):
 def test_tighter_methods_are_tighter(case, eps, engine):
     bounds = []
     for method in ORDERS[engine]:
-        prepared = Prepared(case.model(), case.input_shape, method=method, engine=engine)
-        bounds.append(prepared.bound(make_problem(prepared.graph, case.point(), eps)).upper_bound)
+        prepared = Prepared(graph_of(case), method=method, engine=engine)
+        bounds.append(float(prepared.upper_bounds(problem_of(case, eps)).max()))
     assert bounds == pytest.approx(sorted(bounds, reverse=True), rel=1e-9)
 
 
@@ -74,13 +88,14 @@ def test_random_networks_and_boxes(sizes, seed, eps, scale, negative_slope, resi
     model = RandomNet(sizes, seed, scale, negative_slope, residual)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(sizes[0], generator=generator, dtype=torch.float64)
+    problem = make_problem(build_graph(model, (sizes[0],)), x, eps)
+    norms = jacobians(model, points_in_box(problem.lower, problem.upper, 30, seed))
+    norms = norms.abs().flatten(2).sum(2).amax(0)
+    norms = torch.maximum(norms, sample_gradients(problem).norms)
+    slack = 1e-12 * (1 + norms)
     for method, engine in PAIRS:
-        prepared = Prepared(model, (sizes[0],), method=method, engine=engine, options=OPTIONS)
-        problem = make_problem(prepared.graph, x, eps)
-        result = prepared.bound(problem)
-        norms = jacobians(model, points_in_box(problem.lower, problem.upper, 30, seed))
-        norms = norms.abs().flatten(2).sum(2).amax(0)
-        slack = 1e-12 * (1 + norms)
+        prepared = Prepared(problem.graph, method=method, engine=engine, options=OPTIONS)
+        result = prepared.bound(problem, sampling=FEW)
         assert (norms <= torch.tensor(result.class_upper_bounds, dtype=norms.dtype) + slack).all()
 
 
