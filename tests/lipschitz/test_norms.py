@@ -6,6 +6,7 @@ from cases import CASES, REFERENCES, RandomNet, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
+from shared import graph_of, problem_of, sampled_jacobians
 from torch import nn
 
 from lipschitz import METHODS, MethodOptions, Prepared, local_lipschitz, make_problem
@@ -13,12 +14,15 @@ from lipschitz.bounds.native.backward.tangents import column_sums
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.words import norm_name
 
 OPTIONS = MethodOptions(timeout=0.3)
+# Of the lower bounds found beside an upper bound those of one method are enough.
+FEW = Sampling(num_random=4, ascent_steps=2)
 
 
 def dual(norm, jacobian):
@@ -41,12 +45,16 @@ def measured(problem, jacobian):
     return dual(problem.norm, jacobian).amax(0)
 
 
-def bound_of(case, method, norm, outputs, eps, dtype=torch.float64, **options):
-    prepared = Prepared(case.model(dtype), case.input_shape, method=method, engine="native")
-    problem = make_problem(
-        prepared.graph, case.point(dtype), eps, norm=norm, outputs=outputs, **options
-    )
-    return problem, prepared.bound(problem)
+def bound_of(case, method, norm, outputs, eps, dtype=torch.float64, sampling=None):
+    problem = problem_of(case, eps, dtype, norm, outputs)
+    prepared = Prepared(problem.graph, method=method, engine="native")
+    return problem, prepared.bound(problem, sampling=sampling)
+
+
+def upper_bounds_of(case, method, norm, outputs, eps):
+    """The upper bounds alone, [Q]."""
+    problem = problem_of(case, eps, torch.float64, norm, outputs)
+    return Prepared(problem.graph, method=method, engine="native").upper_bounds(problem)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -54,10 +62,11 @@ def bound_of(case, method, norm, outputs, eps, dtype=torch.float64, **options):
 @pytest.mark.parametrize("outputs", ["each", "all"])
 def test_no_sampled_jacobian_beats_a_bound(case, norm, outputs):
     for eps, dtype in ((1e-3, torch.float32), (0.1, torch.float64), (3.0, torch.float64)):
+        problem = problem_of(case, eps, dtype, norm, outputs)
+        largest = measured(problem, sampled_jacobians(case, eps, dtype))
         for method in ("global", "ibp", "recurjac", "crown", "alpha"):
-            problem, result = bound_of(case, method, norm, outputs, eps, dtype)
-            points = points_in_box(problem.lower, problem.upper, 50)
-            largest = measured(problem, jacobians(case.model(dtype), points))
+            sampling = None if method == "crown" else FEW
+            _, result = bound_of(case, method, norm, outputs, eps, dtype, sampling)
             assert (largest <= torch.tensor(result.class_upper_bounds, dtype=dtype)).all()
             assert 0 <= result.lower_bound <= result.upper_bound == max(result.class_upper_bounds)
             assert (result.norm, result.outputs) == (norm, outputs)
@@ -72,13 +81,12 @@ def test_a_bound_of_the_wrong_norm_is_caught():
     """Negative control: the largest row is not the operator norm, nor a square the norm."""
     each_is_too_small = square_is_too_small = 0
     for case in CASES:
-        problem, _ = bound_of(case, "crown", "2", "all", 0.3)
-        points = points_in_box(problem.lower, problem.upper, 50)
-        largest = measured(problem, jacobians(case.model(), points))
-        _, each = bound_of(case, "crown", "2", "each", 0.3)
-        each_is_too_small += bool(largest > each.upper_bound)
-        _, every = bound_of(case, "crown", "2", "all", 0.3)
-        square_is_too_small += bool(largest > every.upper_bound**2)
+        problem = problem_of(case, 0.3, torch.float64, "2", "all")
+        largest = measured(problem, sampled_jacobians(case, 0.3))
+        each = upper_bounds_of(case, "crown", "2", "each", 0.3).max()
+        each_is_too_small += bool(largest > each)
+        every = upper_bounds_of(case, "crown", "2", "all", 0.3)
+        square_is_too_small += bool(largest > every**2)
     assert each_is_too_small
     assert square_is_too_small
 
@@ -94,14 +102,15 @@ def test_a_bound_of_the_wrong_norm_is_caught():
 )
 def test_random_networks_and_boxes(sizes, seed, eps, scale, negative_slope, residual):
     model = RandomNet(sizes, seed, scale, negative_slope, residual)
+    graph = build_graph(model, (sizes[0],))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(sizes[0], generator=generator, dtype=torch.float64)
     for norm in ("1", "2"):
         for method in ("crown", "alpha", "lipbab"):
             for outputs in ("each", "all")[: 1 if method == "lipbab" else 2]:
-                prepared = Prepared(model, (sizes[0],), method=method, options=OPTIONS, norm=norm)
-                problem = make_problem(prepared.graph, x, eps, norm=norm, outputs=outputs)
-                result = prepared.bound(problem)
+                prepared = Prepared(graph, method=method, options=OPTIONS, norm=norm)
+                problem = make_problem(graph, x, eps, norm=norm, outputs=outputs)
+                result = prepared.bound(problem, sampling=FEW)
                 points = points_in_box(problem.lower, problem.upper, 30, seed)
                 largest = measured(problem, jacobians(model, points))
                 bounds = torch.tensor(result.class_upper_bounds, dtype=torch.float64)
@@ -112,24 +121,23 @@ def test_random_networks_and_boxes(sizes, seed, eps, scale, negative_slope, resi
 def test_l2_beats_frobenius_and_the_mean_of_l1_and_linf(case):
     for eps in (0.1, 1.0):
         bounds = {
-            (method, norm, outputs): bound_of(case, method, norm, outputs, eps)[1]
+            (method, norm, outputs): upper_bounds_of(case, method, norm, outputs, eps)
             for method in ("crown", "ibp")
             for norm in ("inf", "1", "2")
             for outputs in ("each", "all")
         }
         for outputs in ("each", "all"):
-            sums = torch.tensor(bounds["crown", "inf", outputs].class_upper_bounds)
-            columns = torch.tensor(bounds["crown", "1", outputs].class_upper_bounds)
+            sums, columns = bounds["crown", "inf", outputs], bounds["crown", "1", outputs]
             if outputs == "all":
                 sums = sums.max()
             mixed = float((sums * columns).sqrt().max())
-            upper = bounds["crown", "2", outputs].upper_bound
+            upper = bounds["crown", "2", outputs].max()
             assert upper <= mixed * (1 + 1e-6)
-            assert upper <= bounds["ibp", "2", outputs].upper_bound * (1 + 1e-6)
-        rows = torch.tensor(bounds["ibp", "2", "each"].class_upper_bounds)
-        assert bounds["crown", "2", "all"].upper_bound <= float(rows.norm()) * (1 + 1e-6)
+            assert upper <= bounds["ibp", "2", outputs].max() * (1 + 1e-6)
+        rows = bounds["ibp", "2", "each"]
+        assert bounds["crown", "2", "all"].max() <= float(rows.norm()) * (1 + 1e-6)
         for norm in ("1", "2"):
-            each, every = (bounds["crown", norm, o].upper_bound for o in ("each", "all"))
+            each, every = (bounds["crown", norm, o].max() for o in ("each", "all"))
             assert each <= every * (1 + 1e-6)
 
 
@@ -168,12 +176,13 @@ def test_a_point_has_its_jacobian_s_norm(case):
 def test_columns_bounded_jointly_are_no_looser_and_mostly_tighter():
     tighter = 0
     for case in CASES:
-        problem, result = bound_of(case, "crown", "1", "all", 0.3)
-        prepared = Prepared(case.model(), case.input_shape, method="crown", norm="1")
+        problem = problem_of(case, 0.3, torch.float64, "1", "all")
+        prepared = Prepared(graph_of(case), method="crown", norm="1")
         entry_wise = Measure("1", joint=True)
-        _, rows = bound_of(case, "recurjac", "1", "all", 0.3)
-        assert result.upper_bound <= rows.upper_bound * (1 + 1e-9)
-        tighter += result.upper_bound < rows.upper_bound * 0.99
+        jointly = upper_bounds_of(case, "crown", "1", "all", 0.3)
+        entries = upper_bounds_of(case, "recurjac", "1", "all", 0.3)
+        assert jointly <= entries * (1 + 1e-9)
+        tighter += bool(jointly < entries * 0.99)
         assert entry_wise.joint == problem.measure.joint or len(problem.rows) == 1
         assert prepared.engine == "native"
     assert tighter >= 8
