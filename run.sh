@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./setup.sh
-python="${PYTHON:-.venv/bin/python}"
+python="${PYTHON:-${VENV:-.venv}/bin/python}"
 out=output/quickstart
 radii="0.01 0.02 0.05"
 

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./setup.sh
-exec "${PYTHON:-.venv/bin/python}" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
+exec "${PYTHON:-${VENV:-.venv}/bin/python}" -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"

@@ -76,7 +76,7 @@ begin() {  # name title arguments...: reads the script's arguments, starts a lis
     for key in "${!given[@]}"; do setting[$key]="${given[$key]}"; done
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     ./setup.sh
-    python="${PYTHON:-.venv/bin/python}"
+    python="${PYTHON:-${VENV:-.venv}/bin/python}"
     out="${setting[output]}/$name"
     mkdir -p "$out/traces"
     : >"$out/jobs.txt"
