@@ -40,7 +40,11 @@ def tensor_of(name: str, value: Any) -> Tensor:
     if value is None or isinstance(value, (bool, str)):
         raise InputError(f"{name} {shown(value)}: expected numbers")
     try:
+        if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
+            return torch.stack([tensor_of(name, part) for part in value])
         array = np.asarray(value)
+    except InputError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{name} {shown(value)} is no array: {first_line(error)}") from error
     if array.dtype.kind == "c":

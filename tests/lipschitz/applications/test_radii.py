@@ -194,3 +194,19 @@ def test_what_is_wrong_is_said():
     prepared = Prepared(model, (6,), method="alpha")
     with pytest.raises(InputError, match="NaN"):
         certify_example(prepared, x * float("nan"), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"precision": -0.1}, "^precision -0.1: expected a number, 0 or larger"),
+        ({"precision": float("nan")}, "^precision nan: expected a number"),
+        ({"most": 0}, "^most 0: expected a whole number, 1 or larger"),
+        ({"most": 2.5}, "^most 2.5: expected a whole number"),
+        ({"largest": 0}, "^largest 0: expected a positive number"),
+        ({"largest": float("inf")}, "^largest inf: expected a positive number"),
+    ],
+)
+def test_nonsense_options_are_refused_when_they_are_made(given, words):
+    with pytest.raises(InputError, match=words):
+        CertifyOptions(**given)

@@ -1,3 +1,5 @@
+from collections import namedtuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ from cases import CASES
 from oracles import jacobian
 from torch import fx, nn
 
+from lipschitz import local_lipschitz
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph, check_jacobian
@@ -178,6 +181,40 @@ class Returns(nn.Module):
 def test_what_is_no_single_affine_value_is_refused(function, named):
     with pytest.raises((NotImplementedError, InputError), match=named):
         build_graph(Returns(function).eval(), (4,))
+
+
+Pair = namedtuple("Pair", "logits features")
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda y: (y,), "returns a tuple"),
+        (lambda y: [y], "returns a list"),
+        (lambda y: Pair(y, y), "returns a Pair"),
+        (lambda y: {"logits": y, "loss": y}, "returns a dict with the keys 'logits', 'loss'"),
+        (lambda y: {"out": {"logits": y}}, "returns a dict with the keys 'out'"),
+        (lambda y: None, "returns None"),
+        (lambda y: 3, "returns an int"),
+        (lambda y: y.sum().item(), "returns a float"),
+        (lambda y: y.shape, "returns a Size"),
+        (lambda y: "cat", "returns a str"),
+        (lambda y: (part for part in [y]), "returns a generator"),
+        (lambda y: y[:, :0], r"empty tensor, of shape \(2, 0\)"),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("shape", [(4,), (1, 4)])
+def test_a_network_that_returns_no_tensor_is_refused_in_one_line(function, named, shape):
+    """By the tracer and by a call that has to find out the shape of one input first."""
+    model = Returns(function).eval()
+    for call in (
+        lambda: build_graph(model, (4,)),
+        lambda: local_lipschitz(model, torch.zeros(shape), 0.1),
+    ):
+        with pytest.raises(InputError, match=f"{named}.*it must") as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 def test_arguments_that_nobody_gives_are_their_defaults():
