@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from data import DataSpec, evaluation_examples
+from data.array_files import Arrays, check_numbers
+from data.boxes import Box, Radius, Shape, per_input
+from data.point_files import PointFile, read_points, warn_of_pixels
 from lipschitz.errors import InputError
+from lipschitz.problem import middle_of
 from utils import numbers
 
 # The paper's code cuts the box to these pixels, that is, hardly; --input-clipping to the data's.
@@ -48,6 +52,7 @@ class Points:
         unit: What one pixel is in the network's units, broadcastable to one example.
         ends: Instead of the radius: the boxes' two ends, each [n, *input_shape].
         fixed: Flat coordinates that keep their value.
+        first: Number of the first of them in the file, for messages.
     """
 
     x: Tensor
@@ -58,6 +63,7 @@ class Points:
     unit: Tensor
     ends: tuple[Tensor, Tensor] | None = None
     fixed: tuple[int, ...] = ()
+    first: int = 0
 
     def box(self, index: int) -> dict[str, Tensor]:
         """The box of one example, as :func:`lipschitz.make_problem` takes it."""
@@ -70,6 +76,23 @@ class Points:
             return {"x_lower": lower, "x_upper": upper}
         radius = self.radius[index] if self.radius.dim() > x.dim() else self.radius
         return {"eps": radius.expand(x.shape).masked_fill(fixed, 0)}
+
+
+def check_labels(points: Points, num_outputs: int) -> None:
+    """Refuse labels that the network has no output for.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    if points.labels is None:
+        return
+    wrong = (points.labels >= num_outputs).nonzero().flatten().tolist()
+    if wrong:
+        raise InputError(
+            f"{points.source.partition(':')[0]}: point {points.first + wrong[0]} has the label "
+            f"{int(points.labels[wrong[0]])}; the network has {num_outputs} outputs, labels 0 to "
+            f"{num_outputs - 1}"
+        )
 
 
 def coordinates(option: str, text: str | None, size: int) -> tuple[int, ...]:
@@ -90,95 +113,106 @@ def coordinates(option: str, text: str | None, size: int) -> tuple[int, ...]:
 
 
 def points_of_file(
-    path: Path,
-    eps: float | None,
+    given: Path | PointFile,
+    eps: float | Radius | None,
     choice: Choice,
     *,
     std: str | None = None,
     facts: DataSpec | None = None,
+    input_shape: Shape | None = None,
 ) -> Points:
-    """The points of ``--input``: arrays ``x`` [n, *input_shape] and, optionally, ``y`` [n].
+    """The points of ``--input``, see :func:`data.point_files.read_points`.
 
-    The file may hold the boxes too, in the units of the points: ``eps``, a number or one per
+    A .npz file may hold the boxes too, in the units of the points: ``eps``, a number or one per
     coordinate, for all points [*input_shape] or for each [n, *input_shape]; or their ends ``x_L``
     and ``x_U`` of these shapes.
 
     Args:
-        path: The .npz file.
-        eps: Radius, in the units of the points unless ``std`` is given; None takes the file's
-            boxes.
+        given: The file, or what was read from it.
+        eps: Radius, in the units of the points unless ``std`` is given, for all inputs, per
+            channel or per flat coordinate; None takes the file's boxes.
         choice: Which of the points, and whether the box is cut to the data range.
         std: Per channel, comma-separated; divides eps.
         facts: The data set whose range the box may be cut to and whose size the points must have.
+        input_shape: Shape of the network's input, into which the points are brought; None takes
+            the file's.
 
     Raises:
         InputError: No such file, or arrays of other names, shapes or values.
     """
-    if not path.is_file():
-        raise InputError(f"--input {path}: there is no such file")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            content = {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise InputError(f"--input {path} is not a numpy .npz file ({error})") from error
-    if "x" not in content:
-        raise InputError(f"--input {path} holds {sorted(content)}: expected an array 'x'")
-    x = content["x"]
-    if not np.issubdtype(x.dtype, np.number) or x.ndim < 2 or not len(x):
-        raise InputError(
-            f"--input {path}: x is {x.dtype} of shape {x.shape}; expected numbers of shape "
-            "[n, *input shape], the batch dimension first"
-        )
+    points = read_points(given) if isinstance(given, Path) else given
+    shape = points.input_shape if input_shape is None else tuple(input_shape)
     if facts is not None:
-        facts = facts.with_shape(x.shape[1:])
-    if not np.isfinite(x).all():
-        raise InputError(f"--input {path}: x holds NaN or infinity; expected finite numbers")
-    labels = content.get("y")
-    if labels is not None and (labels.shape != x.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(
-            f"--input {path}: y is {labels.dtype} of shape {labels.shape}; expected whole numbers "
-            f"of shape {x.shape[:1]}"
-        )
+        facts = facts.with_shape(shape)
+    points = points.shaped(shape)
+    path, count = points.path, len(points.x)
+    boxes = points.boxes
     if eps is None and not choice.needs_box:
-        eps, content = 0.0, {"x": x}
-    radius, ends = _boxes_of_file(path, content, eps)
+        eps, boxes = 0.0, {}
+        warn_of_pixels(points, None)
+    elif eps is not None:
+        eps = Radius(np.array(float(eps)), str(eps)) if not isinstance(eps, Radius) else eps
+        warn_of_pixels(points, float(eps.values.max(initial=0.0)))
+    radius, ends = _boxes_of_file(points, boxes, eps)
     unit = torch.ones((), dtype=torch.float64)
     if std is not None:
         if eps is None:
             raise InputError("--std divides --eps: the boxes in a file are in the points' units")
-        std = torch.tensor(numbers("--std", std, float), dtype=torch.float64)
-        if not bool((std > 0).all()) or len(std) not in (1, x.shape[1]):
-            raise InputError(
-                f"--std {std}: expected 1 or {x.shape[1]} positive numbers, one per channel"
-            )
-        unit = 1 / std.reshape(-1, *[1] * (x.ndim - 2))
+        unit = 1 / _per_channel("--std", std, shape)
     radius = radius * unit
     clip = None
     if choice.clip_to_data:
         if facts is None:
             raise InputError("--input-clipping with --input: name the --data whose range to use")
         clip = _clip_range(facts, facts.pixel_range)
-    stop = choice.start + choice.count
-    if choice.start >= len(x):
-        raise InputError(f"--start {choice.start}: {path} holds the points 0 to {len(x) - 1}")
-    part = slice(choice.start, stop)
+    if choice.start >= count:
+        raise InputError(f"--start {choice.start}: {path} holds the points 0 to {count - 1}")
+    part = slice(choice.start, choice.start + choice.count)
+    _warn_of_fewer(count - choice.start, choice, str(path))
     return Points(
-        torch.from_numpy(x[part].astype(np.float64)),
-        None if labels is None else torch.from_numpy(labels[part].astype(np.int64)),
-        radius[part] if radius.dim() == x.ndim else radius,
+        torch.from_numpy(points.x[part].astype(np.float64)),
+        None if points.labels is None else torch.from_numpy(points.labels[part]),
+        radius[part] if radius.dim() == points.x.ndim else radius,
         clip,
-        f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}",
+        points.source,
         unit,
         None if ends is None else tuple(end[part] for end in ends),
+        first=choice.start,
+    )
+
+
+def points_of_box(box: Box, input_shape: Shape) -> Points:
+    """The one example of ``--box``: the box, around its middle, in the network's units.
+
+    Args:
+        box: Its ends: one interval for all inputs, one per channel or flat coordinate, or in any
+            shape that fits the network's input.
+        input_shape: Shape of the network's input.
+
+    Raises:
+        InputError: Another number of inputs.
+    """
+    shape = tuple(input_shape)
+    name = f"--box {box.source}"
+    ends = (per_input(name, end, shape, by_channel=True) for end in (box.lower, box.upper))
+    lower, upper = (end.expand(shape) for end in ends)
+    return Points(
+        middle_of(lower, upper)[None],
+        None,
+        torch.zeros((), dtype=torch.float64),
+        None,
+        f"box {box.source}",
+        torch.ones((), dtype=torch.float64),
+        (lower[None], upper[None]),
     )
 
 
 def _boxes_of_file(
-    path: Path, content: dict[str, np.ndarray], eps: float | None
+    points: PointFile, boxes: Arrays, eps: float | Radius | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Radius, and the ends [n, *input_shape] if the file holds them."""
-    shape = content["x"].shape
-    named = [name for name in ("eps", "x_L", "x_U") if name in content]
+    path, shape, count = points.path, points.x.shape[1:], len(points.x)
+    named = list(boxes)
     if eps is not None and named:
         raise InputError(f"--input {path} holds {', '.join(named)}: leave out --eps, or these")
     if eps is None and not named:
@@ -188,18 +222,36 @@ def _boxes_of_file(
         )
     if named not in ([], ["eps"], ["x_L", "x_U"]):
         raise InputError(f"--input {path} holds {', '.join(named)}: expected eps, or x_L and x_U")
-    boxes = []
+    found = []
     for name in named:
-        box = content[name]
-        if box.shape not in ((), shape[1:], shape) or not np.issubdtype(box.dtype, np.number):
-            raise InputError(
-                f"--input {path}: {name} is {box.dtype} of shape {box.shape}; expected numbers of "
-                f"shape {shape[1:]}, for all points, or {shape}"
-            )
-        boxes.append(torch.from_numpy(np.array(box, dtype=np.float64)))
-    if len(boxes) == 2:
-        return torch.zeros((), dtype=torch.float64), tuple(b.expand(shape) for b in boxes)
-    return boxes[0] if boxes else torch.tensor(eps, dtype=torch.float64), None
+        check_numbers(f"--input {path}: {name}", boxes[name])
+        found.append(per_input(f"--input {path}: {name}", boxes[name], shape, count=count))
+    if len(found) == 2:
+        return torch.zeros((), dtype=torch.float64), tuple(b.expand(count, *shape) for b in found)
+    if found:
+        return found[0], None
+    if isinstance(eps, Radius):
+        name = f"--eps {eps.source}"
+        return per_input(name, eps.values, shape, count=count, by_channel=True), None
+    return torch.tensor(eps, dtype=torch.float64), None
+
+
+def _per_channel(option: str, text: str, shape: Shape) -> Tensor:
+    """Positive numbers, one for all or one per channel, broadcastable to ``shape``."""
+    values = torch.tensor(numbers(option, text, float), dtype=torch.float64)
+    if not bool(((values > 0) & torch.isfinite(values)).all()) or len(values) not in (1, shape[0]):
+        raise InputError(
+            f"{option} {text}: expected 1 or {shape[0]} positive numbers, one per channel"
+        )
+    return values.reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _warn_of_fewer(there: int, choice: Choice, where: str) -> None:
+    if there < choice.count:
+        after = f" from point {choice.start} on" if choice.start else ""
+        print(
+            f"warning: --num-examples {choice.count}: {where} holds {there}{after}", file=sys.stderr
+        )
 
 
 def _clip_range(facts: DataSpec, pixels: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -208,22 +260,29 @@ def _clip_range(facts: DataSpec, pixels: tuple[float, float]) -> tuple[Tensor, T
 
 
 def points_of_data(
-    facts: DataSpec, shape: tuple[int, ...], eps: float, choice: Choice, root: str | None
+    facts: DataSpec,
+    shape: tuple[int, ...],
+    eps: float | Radius,
+    choice: Choice,
+    root: str | None,
 ) -> Points:
     """The test examples of a data set, or the centre of the cube for ``simple``.
 
     Args:
         facts: The data set.
         shape: Shape of one input as the network takes it.
-        eps: Radius in pixels.
+        eps: Radius in pixels, for all inputs, per channel or per flat coordinate.
         choice: Which examples, and whether the box is cut to the data range.
         root: Folder of the data files, None for the default.
     """
     x, labels = evaluation_examples(
         facts.name, start=choice.start, count=choice.count, model_input_shape=shape, root=root
     )
+    _warn_of_fewer(len(x), choice, facts.name)
     facts = facts.with_shape(shape)
     pixels = facts.pixel_range if choice.clip_to_data else _WIDE_PIXEL_RANGE
     _, std = facts.normalisation(torch.float64)
     clip = _clip_range(facts, pixels)
-    return Points(x.double(), labels, eps / std, clip, facts.name, 1 / std)
+    if isinstance(eps, Radius):
+        eps = per_input(f"--eps {eps.source}", eps.values, tuple(shape), by_channel=True)
+    return Points(x.double(), labels, eps / std, clip, facts.name, 1 / std, first=choice.start)
