@@ -6,7 +6,6 @@ Independent of the tool: numpy and one linear program per pattern, nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 import numpy as np
 from scipy.optimize import linprog
@@ -14,7 +13,19 @@ from torch import nn
 
 
 def _region_has_interior(rows: np.ndarray, offsets: np.ndarray, lower, upper) -> bool:
-    """Whether ``rows x + offsets > 0`` somewhere in the box, by the largest slack."""
+    """Whether ``rows x + offsets > 0`` somewhere in the box, by the largest slack.
+
+    Most regions are decided without a linear program: by a row that is positive nowhere in the
+    box, or by one of some random points.
+    """
+    lower, upper = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
+    middle, radius = (lower + upper) / 2, (upper - lower) / 2
+    if (rows @ middle + np.abs(rows) @ radius + offsets <= 0).any():
+        return False
+    fractions = np.random.default_rng(0).uniform(-1, 1, size=(1000, len(lower)))
+    slack = (middle + radius * fractions) @ rows.T + offsets
+    if (slack > 1e-6 * np.linalg.norm(rows, axis=1)).all(1).any():
+        return True
     norms = np.linalg.norm(rows, axis=1)
     constant = norms < 1e-12
     if (offsets[constant] <= 0).any():
@@ -62,14 +73,21 @@ def exact_constants(
         if layer == len(weights) - 1:
             best = np.maximum(best, measure(matrix))
             return
-        for pattern in product((0, 1), repeat=len(matrix)):
-            active = np.array(pattern)
-            signs = 2.0 * active - 1
-            new_rows = np.vstack([rows, signs[:, None] * matrix])
-            new_offsets = np.concatenate([offsets, signs * offset])
-            if _region_has_interior(new_rows, new_offsets, lower, upper):
-                slope = np.where(active == 1, 1.0, slopes[layer])
-                descend(layer + 1, slope[:, None] * matrix, slope * offset, new_rows, new_offsets)
+        patterns = [((), rows, offsets)]
+        for row, constant in zip(matrix, offset, strict=True):  # what is empty stays so
+            longer = (
+                (
+                    (*pattern, active),
+                    np.vstack([above, sign * row]),
+                    np.append(beside, sign * constant),
+                )
+                for pattern, above, beside in patterns
+                for active, sign in ((0, -1.0), (1, 1.0))
+            )
+            patterns = [p for p in longer if _region_has_interior(p[1], p[2], lower, upper)]
+        for pattern, above, beside in patterns:
+            slope = np.where(np.array(pattern) == 1, 1.0, slopes[layer])
+            descend(layer + 1, slope[:, None] * matrix, slope * offset, above, beside)
 
     descend(0, np.eye(inputs), np.zeros(inputs), np.zeros((0, inputs)), np.zeros(0))
     return best
