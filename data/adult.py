@@ -102,9 +102,11 @@ def continuous_columns(root: str | os.PathLike[str] | None = None) -> tuple[int,
 
 
 def _read(path: Path) -> pd.DataFrame:
-    # Here, because it takes half a second that no other data set should pay for.
-    import pandas as pd
-
+    try:
+        # Here, because it takes half a second that no other data set should pay for.
+        import pandas as pd
+    except ImportError as error:
+        raise InputError(f"adult is read by pandas: pip install pandas ({error})") from error
     try:
         table = pd.read_csv(
             path,

@@ -17,9 +17,18 @@ _TIMEOUT_SECONDS = 30
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of the data files: `root`, else $LIPSCHITZ_DATA, else `data/cache` of this tool."""
+    """Folder of the data files: `root`, else $LIPSCHITZ_DATA, else a folder of this tool.
+
+    That is `data/cache` in a checkout; `lipschitz` in the user's cache folder where the tool is
+    installed, among whose files downloads have no place.
+    """
     chosen = root or os.environ.get("LIPSCHITZ_DATA")
-    return Path(chosen) if chosen else Path(__file__).resolve().parent / "cache"
+    if chosen:
+        return Path(chosen)
+    home = Path(__file__).resolve().parent
+    if home.parent.name != "_commands":
+        return home / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lipschitz"
 
 
 def may_download() -> bool:

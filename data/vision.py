@@ -95,7 +95,7 @@ def load_tiny_imagenet(
         raise InputError(f"{folder} lacks its train or val folder; delete it and {script}")
     if (folder / "val" / "images").is_dir():
         raise InputError(f"the images in {folder / 'val'} are not sorted into classes; {script}")
-    datasets = import_torchvision("datasets")
+    datasets = _torchvision("datasets")
     classes = {part: datasets.folder.find_classes(folder / part)[0] for part in ("train", "val")}
     if classes["train"] != classes["val"]:
         raise InputError(f"{folder}: train and val have different classes; {script}")
@@ -110,7 +110,7 @@ def _torchvision_set(
     name: str, root: str | os.PathLike[str] | None, train: bool, transform: Any = None
 ) -> Any:
     """Opens a torchvision data set, unpacking or downloading it if it is not there."""
-    datasets = import_torchvision("datasets")
+    datasets = _torchvision("datasets")
     folder = data_root(root)
     archives = _archives(datasets, name, folder)
 
@@ -141,6 +141,15 @@ def _torchvision_set(
     raise missing(name, files, archives[0][0].parent, reason)
 
 
+def _torchvision(submodule: str) -> Any:
+    try:
+        return import_torchvision(submodule)
+    except ImportError as error:
+        raise InputError(
+            f"images are read by torchvision: pip install torchvision ({error})"
+        ) from error
+
+
 def _archives(datasets: Any, name: str, folder: Path) -> list[tuple[Path, str]]:
     """Files that torchvision downloads, with their md5 sums; if they are there it only unpacks."""
     if name == "MNIST":
@@ -150,7 +159,7 @@ def _archives(datasets: Any, name: str, folder: Path) -> list[tuple[Path, str]]:
 
 
 def _transform(spec: DataSpec, train: bool) -> Any:
-    transforms = import_torchvision("transforms")
+    transforms = _torchvision("transforms")
     steps: list[Any] = []
     if train:
         side = spec.channels_shape[-1]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lipschitz.bounds.lirpa import HOW_TO_INSTALL
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.errors import InputError, suggest
 from lipschitz.words import Asked
@@ -26,8 +27,8 @@ LOCAL, GLOBAL = "local", "global"
 UPPER, EXACT_IN_TIME, LOWER = "upper bound", "exact given time", "lower bound"
 # ||J||_1 <= sqrt(D) ||J||_2 for D inputs.
 FROM_L2 = "L2 x sqrt(D)"
-# Engine -> the package it needs, and how it is got; its own requirements are out of date.
-_PACKAGES = {"auto_lirpa": ("auto_LiRPA", "pip install --no-deps auto_LiRPA==0.3")}
+# Engine -> the package it needs, and how it is got.
+_PACKAGES = {"auto_lirpa": ("auto_LiRPA", HOW_TO_INSTALL)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ import warnings
 import numpy
 import torch
 
+from lipschitz.bounds.lirpa import HOW_TO_INSTALL
+from lipschitz.errors import InputError
+
 
 def _restore_arraysetops() -> None:
     """``numpy.lib.arraysetops.isin``: numpy 2 moved it; auto_LiRPA imports it by the old path."""
@@ -77,9 +80,8 @@ try:
         from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
         from auto_LiRPA.operators.base import Bound
 except ImportError as error:
-    raise ImportError(
-        f"auto_LiRPA cannot be imported ({error}): run "
-        "'pip install --no-deps auto_LiRPA==0.3' (its own pins are out of date)"
+    raise InputError(
+        f"auto_LiRPA cannot be imported ({error}): {HOW_TO_INSTALL}; or use engine native"
     ) from error
 _accept_remove_duplicate(BoundedModule)
 
