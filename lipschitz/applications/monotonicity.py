@@ -94,11 +94,18 @@ def run_monotonicity(
         InputError: A feature or class that does not exist, an empty range, a wrong shape.
     """
     results: list[EntrySign] = []
+    # In the network's precision from here on: whole numbers would cut off the ends of a range.
+    examples = tensor_of("points", points).to(device=graph.device, dtype=graph.dtype)
+    if examples.dim() != len(graph.input_shape) + 1:
+        raise InputError(
+            f"points have shape {tuple(examples.shape)}: expected a batch of inputs of shape "
+            f"{tuple(graph.input_shape)}, the batch dimension first"
+        )
     check_features(graph, list(options.features))
     rows, names = class_rows(graph.num_outputs, options.classes, options.margin_of)
     if options.csv is not None:
         write_csv(options.csv, [], options.features)
-    for index, x in enumerate(tensor_of("points", points)):
+    for index, x in enumerate(examples):
         found: list[EntrySign] = []
         for problem, features in _problems(graph, x, options):
             problem = replace(problem, rows=rows.to(problem.rows), row_names=names)

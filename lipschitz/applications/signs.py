@@ -24,6 +24,7 @@ from lipschitz.applications.jacobian_intervals import certified_entries, checked
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
 from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.checks import whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear, Reshape
 from lipschitz.network.graph import Graph, Node
@@ -80,7 +81,7 @@ def check_features(graph: Graph, features: Sequence[int]) -> None:
     """
     size = graph.input_shape.numel()
     for feature in features:
-        if not 0 <= feature < size:
+        if not 0 <= whole_number("feature", feature) < size:
             raise InputError(f"feature {feature} does not exist: there are 0 to {size - 1}")
     if not features:
         raise InputError("no feature is asked about: name at least one")

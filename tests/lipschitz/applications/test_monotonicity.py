@@ -92,7 +92,32 @@ def test_mistakes_are_told(changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_whole_numbers_and_lists_are_points_too():
+    """The range of the free feature is not cut off to whole numbers with them."""
+    torch.manual_seed(0)
+    graph = build_graph(mlp(4, 3, 2).eval(), (4,))
+    points = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]])
+    asked = options(features={0: "a", 2: "b"}, interval=(0.25, 0.75))
+    expected = run_monotonicity(graph, points.float(), asked)
+    for given in (points, points.tolist(), points.numpy()):
+        found = run_monotonicity(graph, given, asked)
+        assert [(s.lower, s.upper) for s in found] == [(s.lower, s.upper) for s in expected]
+
+
+def test_options_that_make_no_sense_are_refused_when_they_are_made():
+    for changes, words in (
+        ({"interval": 0.5}, "^interval 0.5: expected a pair"),
+        ({"start": -1}, "^start -1: expected a whole number, 0 or larger"),
+    ):
+        with pytest.raises(InputError, match=words):
+            options(**changes)
+
+
 def test_examples_of_another_shape_are_told():
     graph = build_graph(mlp(4, 3, 2).eval(), (4,))
+    with pytest.raises(InputError, match=r"points have shape \(4,\): expected a batch"):
+        run_monotonicity(graph, torch.rand(4), options())
+    with pytest.raises(InputError, match=r"^feature 0.5: expected a whole number"):
+        run_monotonicity(graph, torch.rand(1, 4), options(features={0.5: "half"}))
     with pytest.raises(InputError, match=r"shape \(5,\)"):
         run_monotonicity(graph, torch.rand(1, 5), options())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import CASES
 from torch import nn
 
 from lipschitz import build_graph, jacobian_bounds, local_lipschitz
@@ -118,6 +119,17 @@ def test_a_batch_is_refused(model, given):
     assert "\n" not in str(error.value)
     for point in x:  # what it tells to do
         assert input_shape_of(model, point) == given[1:]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_networks_of_all_promises(case):
+    model, x = case.model(), case.point()
+    for point in (x, x[None]):
+        assert input_shape_of(model, point).numel() == x.numel()
+    for count in (2, 3, len(x)):
+        if count > 1:
+            with pytest.raises(InputError, match=f"a batch of {count} points"):
+                input_shape_of(model, x.expand(count, *x.shape))
 
 
 def test_what_the_refusal_says_of_a_single_point_works():
