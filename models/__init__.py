@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 from lipschitz.errors import InputError, suggest
 from models import adult, mlp, residual, simple, vision
-from models.custom import load_factory, torchvision_factory
+from models.custom import load_factory, torchvision_factory, what_happened
 
 __all__ = ["ModelEntry", "ModelSpec", "build_model", "list_models", "load_factory", "model_spec"]
 
@@ -139,13 +139,33 @@ class ModelSpec:
             model = self.factory(**self.params)
         except InputError:
             raise
-        except Exception as error:  # a user's own code may raise anything
-            raise InputError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # a user's own code may raise anything
+            raise InputError(f"{self.name} failed: {what_happened(error)}") from error
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"{self.name} returned {type(model).__name__}; it must return a torch.nn.Module"
             )
         return model.eval() if self.name.startswith("torchvision:") else model
+
+    def shape_for(self, model: nn.Module, given: Shape | None) -> Shape | None:
+        """Shape of one input, where points of the shape `given` are to be bounded.
+
+        That of this specification; but a user's network is asked whether it takes the points as
+        they are, since its data may come in another shape.
+
+        Args:
+            model: The network that was built.
+            given: Shape of one point of the user's, None without points.
+        """
+        if given is None or self.input_shape is None:
+            return self.input_shape if given is None else tuple(given)
+        if self.name in _REGISTRY:
+            return self.input_shape
+        try:
+            replace(self, input_shape=tuple(given)).count_classes(model)
+        except InputError:
+            return self.input_shape
+        return tuple(given)
 
     def count_classes(self, model: nn.Module) -> int:
         """Number of outputs of `model` on inputs of this specification's shape.

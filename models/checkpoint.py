@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,25 +76,22 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads our own checkpoint, a plain state dict, or one under the key `state_dict`.
+    """Reads our own checkpoint, a plain state dict, or one inside a dictionary.
 
-    A prefix that all keys share because the model was wrapped (`module.`) is removed.
+    In a dictionary such as `{"model": ..., "optimizer": ..., "epoch": ...}` the weights are the
+    one value that is a state dict, under whatever key. A prefix that all keys share because the
+    model was wrapped (`module.`) is removed.
 
     Raises:
-        InputError: No such file, not a checkpoint, a whole pickled model, or weights that are
-            NaN or infinite.
+        InputError: No such file, not a checkpoint, a whole pickled model, several state dicts, or
+            weights that are NaN or infinite.
     """
     content = _read(Path(path))
     known: dict[str, Any] = {}
-    weights = content
-    if isinstance(content, dict) and "state_dict" in content:
-        weights = content["state_dict"]
-        if content.get("format") == _FORMAT:
-            known = {key: content.get(key) for key in Checkpoint.__dataclass_fields__}
-            del known["state_dict"]
-    is_state_dict = isinstance(weights, dict) and weights
-    if not is_state_dict or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"{path} holds no state dict; save model.state_dict() with torch.save")
+    if isinstance(content, dict) and content.get("format") == _FORMAT:
+        known = {key: content.get(key) for key in Checkpoint.__dataclass_fields__}
+        content = known.pop("state_dict")
+    weights = _state_dict_in(path, content)
     weights = _without_wrapper_prefix(weights)
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -135,6 +133,8 @@ def load_weights(
 
 def _read(path: Path) -> Any:
     if not path.is_file():
+        if path.is_dir():
+            raise InputError(f"there is no checkpoint {path}: it is a folder")
         raise InputError(f"there is no checkpoint {path}; train one with train_model.py")
     if _is_torchscript(path):
         raise InputError(
@@ -143,13 +143,14 @@ def _read(path: Path) -> Any:
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
         # Torch refuses foreign classes; a zip or pickle that got so far is a pickled object.
         holds_objects = zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"
         if holds_objects:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise InputError(
-                f"{path} holds pickled objects (a whole model?), which are not loaded because "
-                "they may run code; save model.state_dict() instead"
+                f"{path} holds pickled objects ({named[1] if named else 'a whole model?'}), which "
+                "are not loaded because they may run code; save model.state_dict() instead"
             ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError):
         pass  # how torch reports a damaged file differs from version to version
@@ -162,6 +163,38 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
+
+
+def _state_dict_in(path: str | os.PathLike[str], content: Any) -> dict[str, torch.Tensor]:
+    """The state dict that a file's content is, or the only one that it holds.
+
+    Raises:
+        InputError: None or several; the message names the keys.
+    """
+    if _is_state_dict(content):
+        return content
+    advice = "save model.state_dict() with torch.save"
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} holds no state dict; {advice}")
+    found = [key for key, value in content.items() if _is_state_dict(value)]
+    if not found:
+        keys = _listed([str(key) for key in content])
+        raise InputError(f"{path} holds no state dict under its keys {keys}; {advice}")
+    if len(found) > 1:
+        raise InputError(
+            f"{path} holds several state dicts, {_listed([str(key) for key in found])}: save the "
+            f"one that is meant, torch.save(torch.load({str(path)!r})[{found[0]!r}], ...)"
+        )
+    return content[found[0]]
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) for key in value)
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
 
 
 def _without_wrapper_prefix(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

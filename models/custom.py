@@ -11,13 +11,16 @@ from pathlib import Path
 from torch import nn
 
 from lipschitz.errors import InputError, suggest
+from models.neighbours import Neighbours
 from models.torchvision_compat import import_torchvision
 
 
 def load_factory(name: str) -> Callable[..., nn.Module]:
     """The function `factory` of the file in `path/to/file.py:factory`.
 
-    The file is executed, as `python path/to/file.py` would; it may import its neighbours.
+    The file is executed, as `python path/to/file.py` would, but not as `__main__`. It may import
+    its neighbours, whatever they are called, see :class:`models.neighbours.Neighbours`; so may
+    the function when it is called.
 
     Raises:
         InputError: Not of that form, no such file, the file cannot be imported, or it has no
@@ -29,23 +32,37 @@ def load_factory(name: str) -> Callable[..., nn.Module]:
         raise InputError(f"model {name!r}: expected path/to/file.py:factory")
     if not path.is_file():
         raise InputError(f"model {name!r}: there is no file {path}")
-    folder = str(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(f"custom_model_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     # Registered before execution: dataclasses and pickling look modules up by name.
     sys.modules[spec.name] = module
-    sys.path.append(folder)
+    neighbours = Neighbours(path.resolve().parent)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's own file may raise anything
-        raise InputError(f"cannot import {path}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
+        with neighbours.first():
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a user's own file may raise anything
+        raise InputError(f"cannot import {path}: {what_happened(error)}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise InputError(f"{path} has no function {attribute!r}{suggest(attribute, functions)}")
-    return factory
+
+    @functools.wraps(factory, updated=())
+    def build(*args: object, **params: object) -> nn.Module:
+        with neighbours.first():
+            return factory(*args, **params)
+
+    return build
+
+
+def what_happened(error: BaseException) -> str:
+    """An exception of a user's code in one line."""
+    if isinstance(error, SystemExit):
+        return (
+            f"it calls sys.exit({'' if error.code is None else repr(error.code)}); put what runs "
+            'as a script under if __name__ == "__main__":'
+        )
+    return f"{type(error).__name__}: {error}"
 
 
 def torchvision_factory(name: str) -> Callable[..., nn.Module]:

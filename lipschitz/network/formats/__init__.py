@@ -51,8 +51,12 @@ def read_network(path: str | os.PathLike[str], **params: Any) -> tuple[nn.Module
         raise InputError(
             f"{path}: expected a network as {', '.join(_LOADERS)}; weights alone go with a model"
         )
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: expected a file")
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty: save the network again")
     unknown = params.keys() - ({"activation"} if _LOADERS[suffix] is load_keras else set())
     if unknown:
         raise InputError(f"{path} has no argument {sorted(unknown)[0]!r}: its layers are fixed")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 
-from lipschitz.errors import InputError
+from lipschitz.errors import InputError, first_line
 
 
 class ExportedNetwork(nn.Module):
@@ -49,10 +55,11 @@ def load_exported(path: Path) -> tuple[ExportedNetwork, tuple[int, ...]]:
         InputError: Not such a file, several inputs, or an input shape that is left open.
     """
     try:
-        program = torch.export.load(str(path))
+        with _silence():
+            program = torch.export.load(str(path))
     except Exception as error:  # torch reports a damaged file in many ways
         raise InputError(
-            f"{path} is not a program of torch.export.save, or it is damaged ({error})"
+            f"{path} is not a program of torch.export.save, or it is damaged{_why(path, error)}"
         ) from error
     names = set(program.graph_signature.user_inputs)
     inputs = [node for node in program.graph.nodes if node.name in names]
@@ -69,3 +76,26 @@ def load_exported(path: Path) -> tuple[ExportedNetwork, tuple[int, ...]]:
         )
     fixed = batch if isinstance(batch, int) else None
     return ExportedNetwork(program.module(), fixed), tuple(shape)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is printed: torch logs the whole traceback of a damaged file before it raises."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _why(path: Path, error: Exception) -> str:
+    """What is wrong with a file, as far as it can be said."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/data.pkl") for name in archive.namelist()):
+                return ": torch.save wrote it; weights alone go with a model, as .pth"
+    # Of most files torch says no more than that its log, which is silent, tells the reason.
+    return "" if "warnings above" in str(error) else f" ({first_line(error)})"

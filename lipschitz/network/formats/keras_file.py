@@ -276,16 +276,11 @@ def load_keras(path: Path, activation: str | None = None) -> tuple[nn.Sequential
                     f"{path} holds weights without their layers; save it with model.save('net.h5')"
                 )
             weights = {name: _arrays(group) for name, group in file["model_weights"].items()}
-    except OSError as error:
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not an HDF5 file, or it is damaged ({error})") from error
-    network = json.loads(config)
-    if network["class_name"] != "Sequential":
-        raise NotImplementedError(
-            f"{path} is a {network['class_name']} network; only Sequential is read, so save it as "
-            ".onnx (tf2onnx)"
-        )
-    layers = network["config"]
-    layers = layers["layers"] if isinstance(layers, dict) else layers
+    layers = _layers_of(path, config)
     is_double = any(a.dtype == np.float64 for arrays in weights.values() for a in arrays.values())
     dtype = torch.float64 if is_double else torch.float32
     chain = _Chain(path, activation, _input_shape(path, layers), dtype=dtype)
@@ -296,13 +291,39 @@ def load_keras(path: Path, activation: str | None = None) -> tuple[nn.Sequential
             raise NotImplementedError(f"{path}: the layer {settings.get('name')!r} of type {kind}")
         try:
             _LAYERS[kind](chain, settings, weights.get(settings.get("name"), {}))
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}: the layer {settings.get('name')!r} of type {kind} does not fit: {error}"
             ) from error
     if chain.flattened is not None:
         raise NotImplementedError(f"{path}: a Flatten that no Dense layer follows")
     return nn.Sequential(*chain.layers).eval(), shape
+
+
+def _layers_of(path: Path, config: str | bytes) -> list[dict[str, Any]]:
+    """The layers' descriptions, each with its class_name and config.
+
+    Raises:
+        InputError: Not the description of a Keras network.
+        NotImplementedError: A network that is no chain of layers.
+    """
+    try:
+        network = json.loads(config)
+        kind, layers = network["class_name"], network["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} does not describe a Keras network, or it is damaged "
+            f"({type(error).__name__}: {error}); save it with model.save('net.h5')"
+        ) from error
+    if kind != "Sequential":
+        raise NotImplementedError(
+            f"{path} is a {kind} network; only Sequential is read, so save it as .onnx (tf2onnx)"
+        )
+    layers = layers.get("layers") if isinstance(layers, dict) else layers
+    known = {"class_name", "config"}
+    if not layers or not all(isinstance(layer, dict) and known <= layer.keys() for layer in layers):
+        raise InputError(f"{path} does not name its layers; save it with model.save('net.h5')")
+    return layers
 
 
 def _input_shape(path: Path, layers: list[dict[str, Any]]) -> tuple[int, ...]:

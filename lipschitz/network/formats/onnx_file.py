@@ -89,7 +89,10 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
             f"{path}: reading .onnx needs the package onnx: pip install onnx"
         ) from None
     try:
+        _check_external_data(onnx, path)
         model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    except InputError:
+        raise
     except Exception as error:  # protobuf and onnx raise many kinds on a damaged file
         raise InputError(f"{path} is not an ONNX file, or it is damaged ({error})") from error
     graph = model.graph
@@ -129,6 +132,21 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
     network = OnnxNetwork(steps, constants, inputs[0].name, graph.output[0].name).eval()
     _try_out(path, network, (batch or 2, *shape))
     return network, tuple(shape)
+
+
+def _check_external_data(onnx: Any, path: Path) -> None:
+    """Refuse a file whose weights lie in other files that are not there.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
+        location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
+        if location is not None and not (path.parent / location).is_file():
+            raise InputError(
+                f"{path} keeps its weights in the file {location}, which is missing: put it beside "
+                f"{path.name}, into {path.parent.resolve()}"
+            )
 
 
 def _try_out(path: Path, network: OnnxNetwork, shape: tuple[int, ...]) -> None:
