@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import time
+from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
 from cases import CASES, REFERENCE, REFERENCES, Case
 from oracles import jacobians, points_in_box
+from shared import problem_of, sampled_jacobians
 from torch import Tensor
 
 import lipschitz.bounds.sdp.bound as bound_module
@@ -36,11 +38,7 @@ MLP_16 = ["--data", "simple", "--model", "simple_mlp_3layer", "--width", "16", "
 MLP_16.append(str(REFERENCE / "simple_mlp_3layer_16.pth"))
 
 
-def problem_of(case: Case, eps: float, dtype=torch.float64, norm: str = "inf"):
-    graph = build_graph(case.model(dtype), case.input_shape)
-    return make_problem(graph, case.point(dtype), eps, norm=norm, outputs="each")
-
-
+@cache
 def reference_problem(file: str, eps: float, dtype=torch.float64):
     reference = next(r for r in REFERENCES if (r.file, r.eps) == (file, eps))
     graph = build_graph(reference.model(dtype), (16,))
@@ -53,8 +51,7 @@ def reference_problem(file: str, eps: float, dtype=torch.float64):
 def test_between_true_gradients_and_the_linear_bound(case: Case, dtype, norm):
     problem = problem_of(case, 0.7, dtype, norm)
     outcome = sdp_bounds(problem, SdpOptions(timeout=5, sweeps=15))
-    gradients = jacobians(case.model(dtype), points_in_box(problem.lower, problem.upper, 200))
-    gradients = gradients.flatten(2)
+    gradients = sampled_jacobians(case, 0.7, dtype, 200).flatten(2)
     true = (gradients.norm(dim=2) if norm == "2" else gradients.abs().sum(2)).amax(0)
     rounding = 1e-5 if dtype == torch.float32 else 1e-9
     bounds, found = outcome.class_upper_bounds, outcome.found
@@ -69,9 +66,8 @@ def test_between_true_gradients_and_the_linear_bound(case: Case, dtype, norm):
 
 def test_half_of_it_is_caught():
     """Negative control: the comparison with true gradients is not vacuous."""
-    problem = problem_of(CASES[1], 0.7)
-    bounds = sdp_bounds(problem).class_upper_bounds
-    gradients = jacobians(CASES[1].model(), points_in_box(problem.lower, problem.upper, 200))
+    bounds = sdp_bounds(problem_of(CASES[1], 0.7)).class_upper_bounds
+    gradients = sampled_jacobians(CASES[1], 0.7, torch.float64, 200)
     assert (bounds / 2 < gradients.abs().sum(2).amax(0)).all()
 
 
@@ -95,11 +91,17 @@ def test_tight_on_the_reference_networks(file, eps, most, dtype):
         assert float(outcome.found.norms.max()) <= reference.exact * (1 + 1e-6)
 
 
+@cache
+def nearly_optimal() -> float:
+    problem, _ = reference_problem("simple_mlp_3layer_32", 0.05)
+    return float(sdp_bounds(problem, SdpOptions(tolerance=1e-5)).class_upper_bounds.max())
+
+
 @pytest.mark.parametrize("sweeps", [1, 12, 500])
 def test_the_gap_says_how_far_the_optimum_may_be(sweeps):
     """No certified bound of the same program is further below than the gap."""
     problem, _ = reference_problem("simple_mlp_3layer_32", 0.05)
-    best = float(sdp_bounds(problem, SdpOptions(tolerance=1e-5)).class_upper_bounds.max())
+    best = nearly_optimal()
     outcome = sdp_bounds(problem, SdpOptions(sweeps=sweeps))
     upper_bound = float(outcome.class_upper_bounds.max())
     assert 0 < outcome.solver_gap < (1e-3 if sweeps == 500 else 0.1)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def programs(seeds: range, norm: str) -> Iterator[tuple[Program, Multipliers, Te
         yield program, multipliers, true
 
 
+@cache
 def solved_network(seed: int, norm: str) -> tuple[Program, Multipliers, Tensor, nn.Module]:
     """Programs of a random network's outputs, their multipliers, true norms, and the network."""
     model, eps = random_network(seed)
@@ -403,10 +405,10 @@ def test_intervals_that_are_no_numbers_prove_nothing(what, value):
 
     given = getattr(facts, what)
     changed = spoilt(given) if what == "entries" else {i: spoilt(c) for i, c in given.items()}
-    nothing = torch.full((3,), -1)
+    nothing, effort = torch.full((3,), -1), Effort(sweeps=60)
     with torch.no_grad():
         usual, found = (
-            solve_boxes(problem, f, torch.full_like(known, torch.inf), Effort(), starts, nothing)
+            solve_boxes(problem, f, torch.full_like(known, torch.inf), effort, starts, nothing)
             for f in (facts, dataclasses.replace(facts, **{what: changed}))
         )
     true = jacobians(CASES[1].model(), points_in_box(problem.lower, problem.upper, 150))
