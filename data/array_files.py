@@ -56,8 +56,7 @@ def read_numpy(option: str, path: Path) -> np.ndarray | Arrays:
     Raises:
         InputError: No such file, another format, damaged, or arrays of Python objects.
     """
-    start = _existing(option, path)[:6]
-    if start[:2] != b"PK" and start != b"\x93NUMPY":
+    if not _existing(option, path).startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
         raise InputError(f"{option} {path} is not a numpy file: expected .npz, .npy or .csv")
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -66,7 +65,7 @@ def read_numpy(option: str, path: Path) -> np.ndarray | Arrays:
         with loaded:
             content = {name: loaded[name] for name in loaded.files}
     except Exception as error:  # numpy, zipfile and zlib report damaged files in many ways
-        if "allow_pickle" in str(error):
+        if "Object arrays" in str(error):
             raise InputError(
                 f"{option} {path} holds Python objects, which are not loaded because they may run "
                 "code: save arrays of numbers, such as np.asarray(x, dtype=float)"
@@ -81,10 +80,10 @@ def read_numpy(option: str, path: Path) -> np.ndarray | Arrays:
 
 
 def read_table(option: str, path: Path) -> Table:
-    """The numbers of a .csv file, separated by commas, semicolons or tabs.
+    """The numbers of a .csv file, separated by commas, semicolons, tabs or blanks.
 
-    A first line that holds anything but numbers is the header. Empty lines and lines that begin
-    with # do not count.
+    A first line of names is the header; so is one that counts 0, 1, 2 and so on, as pandas writes
+    it by itself. Empty lines and lines that begin with # do not count.
 
     Args:
         option: For messages, such as ``--input``.
@@ -99,14 +98,14 @@ def read_table(option: str, path: Path) -> Table:
     except UnicodeDecodeError:
         raise InputError(f"{option} {path} is not text: expected lines of numbers") from None
     first = next((line for line in text.splitlines() if _counts(line)), "")
-    separator = next((mark for mark in (";", "\t") if mark in first), ",")
+    separator = next((mark for mark in (";", "\t", ",", " ") if mark in first.strip()), ",")
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     lines = [(reader.line_num, cells) for cells in reader if _counts("".join(cells))]
     names = None
-    if lines and not all(_is_number(cell) for cell in lines[0][1]):
+    if lines and _is_header(lines[0][1], alone=len(lines) == 1):
         names = tuple(cell.strip() for cell in lines.pop(0)[1])
     if not lines:
-        raise InputError(f"{option} {path} holds no numbers: expected a line for each point")
+        raise InputError(f"{option} {path} holds no numbers")
     width = len(lines[0][1]) if names is None else len(names)
     for number, cells in lines:
         if len(cells) != width:
@@ -158,6 +157,15 @@ def _existing(option: str, path: Path) -> bytes:
 
 def _counts(line: str) -> bool:
     return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _is_header(cells: list[str], *, alone: bool) -> bool:
+    """Whether a line names columns; a line of numbers with a slip of the pen does not."""
+    numbers = [cell.strip() for cell in cells if _is_number(cell)]
+    counted = [[str(i + first) for i in range(len(numbers))] for first in (0, 1)]
+    if len(numbers) < len(cells):
+        return numbers in counted
+    return numbers == counted[0] and len(cells) > 2 and not alone
 
 
 def _is_number(cell: str) -> bool:

@@ -139,9 +139,10 @@ def _labels_of(path: Path, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         is_whole = bool((y == np.floor(y)).all() and np.isfinite(y).all())
     counts = (len(x), 1) if x.ndim == 1 else (len(x),)  # one point alone has one label
     if y.shape not in [(count,) for count in counts] or not is_whole:
+        hint = "; if the column is no label, give it another name" if is_table(path) else ""
         raise InputError(
             f"--input {path}: y is {y.dtype} of shape {y.shape}; expected whole numbers of shape "
-            f"{x.shape[:1]}"
+            f"{x.shape[:1]}{hint}"
         )
     if (y < 0).any():
         place = int(np.flatnonzero(y < 0)[0])
