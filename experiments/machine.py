@@ -7,8 +7,6 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 
 def processors() -> int:
     """CPUs that this process may use."""
@@ -34,6 +32,8 @@ def describe(device: str = "cpu") -> str:
     Args:
         device: ``cpu`` or ``cuda``.
     """
+    import torch  # here: workers import this file before they need torch
+
     parts = [f"{_cpu_name()}, {processors()} CPUs, {torch.get_num_threads()} threads used"]
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
