@@ -160,9 +160,10 @@ def one_point(x: Tensor, input_shape: Sequence[int]) -> Tensor:
     if shape == expected:
         return x
     if shape[1:] != expected or not shape:
-        raise InputError(
-            f"the input has shape {shape}: the network takes {expected}, one example at a time"
-        )
+        advice = "one example at a time"
+        if expected[1:] == shape and expected:
+            advice += "; leave the batch dimension out of input_shape when preparing it"
+        raise InputError(f"the input has shape {shape}: the network takes {expected}, {advice}")
     if len(x) != 1:
         raise InputError(
             f"the input has shape {shape}, a batch of {len(x)} points: the network takes "

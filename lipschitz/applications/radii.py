@@ -167,6 +167,8 @@ def certify_example(
     options, norm = options or CertifyOptions(), norm_name(norm)
     if not isinstance(options, CertifyOptions):
         raise InputError(f"options {shown(options)}: expected CertifyOptions(...)")
+    if prepared.method == "sampling":
+        raise InputError("a radius needs upper bounds, and method sampling has none: use another")
     label = whole_number("label", label)
     problem = make_problem(
         prepared.graph,

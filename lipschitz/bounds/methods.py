@@ -296,7 +296,7 @@ def choose_engine(method: str, engine: str | None, asked: Asked | None = None) -
         plain = asked is None or asked.is_plain
         usable = [e for e in engines if is_installed(e) and (plain or e == "native")]
         return usable[0] if usable else next(iter(engines))
-    if engine not in engines:
+    if not isinstance(engine, str) or engine not in engines:
         raise InputError(
             f"method {method!r} does not run on engine {engine!r}: use {' or '.join(engines)}"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lipschitz.arguments import Numbers, point_of
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.network.tracing import check_model, placement
+from lipschitz.network.tracing import checked_module, placement
 
 
 def input_shape_of(
@@ -34,7 +34,7 @@ def input_shape_of(
     """
     if isinstance(model, Graph):
         return model.input_shape
-    check_model(model)
+    model = checked_module(model)
     name = "the input" if x is not None else "the box"
     example = _between(x_lower, x_upper) if x is None else point_of("x", x)
     if not example.dim():

@@ -46,7 +46,7 @@ def build_graph(model: nn.Module, input_shape: Sequence[int]) -> Graph:
             Jacobian is not autograd's.
         NotImplementedError: An operator, by name, that is neither affine nor a known activation.
     """
-    check_model(model)
+    model = checked_module(model)
     input_shape = _shape_of(input_shape)
     device, dtype = placement(model)
     is_exported = isinstance(model, ExportedNetwork)
@@ -61,8 +61,8 @@ def build_graph(model: nn.Module, input_shape: Sequence[int]) -> Graph:
     return graph
 
 
-def check_model(model: Any) -> None:
-    """Refuse what cannot be bounded whatever its input is.
+def checked_module(model: Any) -> nn.Module:
+    """The network, without torch.compile around it, if it can be bounded on some input at all.
 
     Raises:
         InputError: No module, NaN or infinite weights, or a layer left in training mode.
@@ -76,8 +76,15 @@ def check_model(model: Any) -> None:
         elif callable(model):
             advice += "; call the function in the forward of one"
         raise InputError(f"model {shown(model)}: {advice}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "model is TorchScript, whose calls cannot be followed: give the torch.nn.Module that "
+            "it was made from, or a file of torch.export.save"
+        )
+    model = getattr(model, "_orig_mod", model)
     _check_weights(model)
     _check_eval_mode(model)
+    return model
 
 
 def _shape_of(given: Any) -> tuple[int, ...]:
@@ -209,6 +216,11 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 def _check_weights(model: nn.Module) -> None:
     dtypes = set()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InputError(
+                f"the weights {name!r} have no values yet: load them, and call a lazy network once "
+                "on an example"
+            )
         if not tensor.is_floating_point():
             continue
         dtypes.add(tensor.dtype)

@@ -42,6 +42,14 @@ def test_wrong_shape_is_refused(graph, x):
         make_problem(graph, x, 0.1)
 
 
+def test_a_graph_made_for_a_whole_batch_is_noticed():
+    batch = build_graph(torch.nn.Linear(4, 2).eval(), (3, 4))
+    with pytest.raises(InputError, match=r"takes \(3, 4\).*leave the batch dimension out"):
+        make_problem(batch, torch.zeros(4), 0.1)
+    with pytest.raises(InputError, match=r"one example at a time$"):
+        make_problem(batch, torch.zeros(3), 0.1)
+
+
 def test_a_batch_of_one_is_accepted(graph):
     problem = make_problem(graph, torch.ones(1, 4), 0.5)
     assert problem.centre.shape == (4,)

@@ -83,6 +83,12 @@ MODELS = {
     "a path": ("net.onnx", r"^model 'net.onnx'.*lipschitz\.load_model"),
     "nothing": (None, r"^model None: expected a torch\.nn\.Module"),
     "weights": (MODEL.state_dict(), r"^model of type OrderedDict: expected a torch\.nn\.Module"),
+    "TorchScript": (
+        torch.jit.trace(MODEL, X[None]),
+        "^model is TorchScript.*give the torch.nn.Mod",
+    ),
+    "no weights yet": (nn.LazyLinear(3).eval(), "^the weights 'weight' have no values yet"),
+    "weights nowhere": (nn.Linear(4, 3, device="meta").eval(), "have no values yet: load them"),
     "a prepared network": (Prepared(GRAPH, method="ibp"), "^model of type Prepared"),
 }
 # Arguments beside the point; where one is not meant for a call, it is left out of its row.
@@ -194,6 +200,14 @@ OTHERS = {
     "engine": (
         lambda: jacobian_bounds(MODEL, X, 0.1, engine=5),
         "^unknown engine 5; use native or",
+    ),
+    "engines": (
+        lambda: local_lipschitz(MODEL, X, 0.1, engine=["native"]),
+        "does not run on engine",
+    ),
+    "a radius of samples": (
+        lambda: certified_radius(MODEL, X, 1, method="sampling"),
+        "a radius needs upper bounds",
     ),
     "box of one": (lambda: jacobian_bounds(MODEL, X, box=0.1), r"^box 0\.1: expected a pair"),
     "directions": (lambda: jvp_bounds(MODEL, X, 0.1), "^directions are missing"),

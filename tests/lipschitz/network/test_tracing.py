@@ -142,6 +142,14 @@ def test_half_precision_and_mixed_weights_are_refused():
         build_graph(mixed, (4,))
 
 
+def test_a_compiled_network_is_bounded_as_what_it_was_made_from():
+    """And is not compiled for that, which takes long and prints what failed."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    compiled = torch.compile(model, backend=lambda *_: pytest.fail("it was compiled"))
+    expected = local_lipschitz(model, torch.zeros(4), 0.1, method="ibp").upper_bound
+    assert local_lipschitz(compiled, torch.zeros(4), 0.1, method="ibp").upper_bound == expected
+
+
 def test_wrong_input_shape_is_refused():
     with pytest.raises(InputError, match=r"shape \(5,\)"):
         build_graph(nn.Sequential(nn.Linear(4, 2)).eval(), (5,))
