@@ -14,9 +14,10 @@ from tqdm import tqdm
 from commands.introduction import called, introduction
 from commands.lists import print_lists
 from commands.options import check_options
+from commands.row_file import append_row, read_rows
 from lipschitz.bounds.methods import METHODS
 from lipschitz.words import ERROR, HEURISTICS, INPUTS, INTERRUPTED, OUTPUTS
-from utils import Parser, append_row, importing, read_rows, run_cli
+from utils import Parser, importing, run_cli
 
 if TYPE_CHECKING:
     from commands.run import Run

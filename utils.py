@@ -1,7 +1,7 @@
 """What every script needs and that has nothing to do with bounds.
 
-User errors in one line, the command-line parser, seeds, device and precision, versions, atomic
-files and JSON-lines result rows.
+User errors in one line, the command-line parser, seeds, device and precision, versions and atomic
+files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import functools
 import io
-import json
 import os
 import platform
 import random
@@ -342,52 +341,3 @@ def torch_save_atomic(content: Any, path: str | os.PathLike[str]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write_bytes(path, buffer.getvalue())
-
-
-def append_row(path: str | os.PathLike[str], row: dict[str, Any]) -> None:
-    """Appends one result as a JSON line and forces it to disk.
-
-    A last line that a crash has cut off is closed first, so that it spoils only itself.
-
-    Args:
-        path: The rows' file; it and its folders are made if missing.
-        row: Values of JSON types, numpy or torch scalars and arrays.
-
-    Raises:
-        ValueError: A number is NaN or infinite, which JSON cannot hold and no result may be.
-    """
-    line = json.dumps(row, allow_nan=False, default=lambda value: value.tolist()).encode()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the rows that `append_row` wrote; [] if there is no such file yet.
-
-    A row that was cut off by a crash is left out.
-
-    Raises:
-        InputError: A line is no row at all: the file is something else.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip() and not line.startswith(b"{"):
-            raise InputError(f"{path} line {number} is not a result row; name another output file")
-    return rows

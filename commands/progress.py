@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from commands.row_file import append_row
 from lipschitz.search.interface import Progress
-from utils import append_row
 
 Watch = Callable[[Progress], None]
 
@@ -52,14 +52,20 @@ class ProgressBar:
 def trace_to(path: str | os.PathLike[str], example: int | None = None) -> Watch:
     """A watcher that appends a row whenever a bound has changed or a second has passed.
 
+    Where the file cannot be written, say on a full disk, it ends with a warning and the search
+    goes on.
+
     Args:
         path: JSON-lines file.
         example: Number of the example, for the rows.
     """
     last: Progress | None = None
+    ended = False
 
     def watch(state: Progress) -> None:
-        nonlocal last
+        nonlocal last, ended
+        if ended:
+            return
         changed = last is None or (state.upper_bound, state.lower_bound) != (
             last.upper_bound,
             last.lower_bound,
@@ -71,7 +77,15 @@ def trace_to(path: str | os.PathLike[str], example: int | None = None) -> Watch:
             or (state.seconds - last.seconds > 1)
         ):
             row = {"example": example, **vars(state)}
-            append_row(path, row)
+            try:
+                append_row(path, row)
+            except OSError as error:
+                ended = True
+                where = f"of example {example} " if example is not None else ""
+                tqdm.write(
+                    f"warning: --trace {path}: {error.strerror}; the trace {where}ends here",
+                    file=sys.stderr,
+                )
             last = state
 
     return watch

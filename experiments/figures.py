@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from commands.row_file import read_rows
 from experiments.rows import METHOD_ORDER, label, size_of
 from lipschitz.errors import InputError
-from utils import read_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8", "H")

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commands.row_file import read_rows
 from lipschitz.errors import InputError
-from utils import atomic_write_bytes, read_rows, run_cli
+from utils import atomic_write_bytes, run_cli
 
 # Why there is no row: main.py said no, the worker died or the code failed again and again, the
 # job took longer than it may.

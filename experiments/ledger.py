@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from commands.row_file import append_row, read_rows
 from experiments.jobs import REFUSED, Job
 from lipschitz.errors import InputError
-from utils import append_row, atomic_write_bytes, read_rows
+from utils import atomic_write_bytes
 
 
 class Ledger:

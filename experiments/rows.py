@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from commands.row_file import read_rows
 from lipschitz.errors import InputError
-from utils import read_rows
 
 # What stands in a table for the same thing said at more length: another norm, made comparable.
 _LABELS = {

@@ -194,42 +194,6 @@ def test_torch_save_atomic(tmp_path):
     assert torch.load(path, weights_only=True)["x"].tolist() == [0, 1, 2]
 
 
-def test_rows_come_back(tmp_path):
-    path = tmp_path / "new" / "rows.jsonl"
-    assert utils.read_rows(path) == []
-    utils.append_row(path, {"example": 0, "bounds": torch.tensor([1.5, 2.0])})
-    utils.append_row(path, {"example": np.int64(1), "bounds": None})
-    rows = [{"example": 0, "bounds": [1.5, 2.0]}, {"example": 1, "bounds": None}]
-    assert utils.read_rows(path) == rows
-    assert path.read_bytes().count(b"\n") == 2
-
-
-def test_a_row_cut_off_by_a_crash_spoils_only_itself(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    for example in (0, 1):
-        utils.append_row(path, {"example": example, "text": "é"})
-    whole = path.read_bytes()
-    for cut in range(len(whole) - len(whole.splitlines()[1]) + 1, len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        utils.append_row(path, {"example": 2})
-        examples = [row["example"] for row in utils.read_rows(path)]
-        # The row survives if only its line end is missing.
-        assert examples == ([0, 1, 2] if cut >= len(whole) - 1 else [0, 2])
-
-
-def test_read_rows_refuses_other_files(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("# Title\n")
-    with pytest.raises(InputError, match="line 1 is not a result row"):
-        utils.read_rows(path)
-
-
-def test_rows_refuse_nan(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        utils.append_row(tmp_path / "rows.jsonl", {"upper_bound": float("nan")})
-    assert not (tmp_path / "rows.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("size", "set_by_user", "expected"), [(10, None, 1), (10**6, None, 3), (10, "3", 3)]
 )

@@ -20,6 +20,7 @@ import lipschitz.search.engines.neurons as native_search
 import lipschitz.search.run as searching
 import lipschitz.search.splits as splits
 from commands.progress import ProgressBar, trace_to
+from commands.row_file import read_rows
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.true_gradients import sample_gradients
@@ -35,7 +36,6 @@ from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.options import BranchOptions
 from lipschitz.search.run import bound_by_branching
 from lipschitz.words import EXACT, HEURISTICS
-from utils import read_rows
 
 SLACK = 1e-9
 
