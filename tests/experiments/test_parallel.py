@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import REFERENCE, ROOT
 
 from experiments import parallel
 from experiments.jobs import make_job, read_jobs
+from experiments.slurm import shares_of
 from lipschitz.errors import InputError
 from utils import run_cli
 
@@ -49,12 +51,12 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
-def test_a_worker_killed_in_the_middle_costs_no_row(tmp_path):
-    """Two workers search for seconds; one is killed while it does."""
-    search = "--bab --engine auto_lirpa --heuristic area --branch relu --timeout 2"
+def test_a_worker_killed_in_the_middle_costs_no_row(tmp_path, capsys):
+    """Two workers search for a second; one is killed while it does."""
+    search = "--bab --heuristic area --branch relu --timeout 1"
     lines = [
         ("bab", f"{WIDTH_32} --eps {eps} {search} --trace {tmp_path}/trace{i}.jsonl")
-        for i, eps in enumerate(("0.2", "0.3", "0.4"))
+        for i, eps in enumerate(("0.3", "0.4"))
     ]
     lines.append(("ibp", f"{WIDTH_32} --eps 0.2 --method ibp"))
     jobs = write_jobs(tmp_path / "jobs.txt", lines)
@@ -72,10 +74,9 @@ def test_a_worker_killed_in_the_middle_costs_no_row(tmp_path):
     os.kill(victims[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
-    assert "4 results in" in stdout
+    assert "3 results in" in stdout
     found = rows(out)
     assert sorted((row["run"], row["eps"]) for row in found) == [
-        ("bab", 0.2),
         ("bab", 0.3),
         ("bab", 0.4),
         ("ibp", 0.2),
@@ -85,8 +86,8 @@ def test_a_worker_killed_in_the_middle_costs_no_row(tmp_path):
     assert not rows(out, "notes.jsonl")
     assert {"machine", "versions", "network"} <= found[0].keys()
 
-    again = subprocess.run(command(jobs, out), capture_output=True, text=True)
-    assert again.stdout.splitlines() == [f"4 results in {out}/rows.jsonl"]
+    assert run_cli(parallel.main, [str(jobs), "--output", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"3 results in {out}/rows.jsonl"]
     assert rows(out) == found
 
 
@@ -104,16 +105,31 @@ def test_what_main_refuses_becomes_a_note(tmp_path, capsys):
     assert [sign["feature"] for sign in signs["signs"][::10]] == [0, 3]
 
 
-def test_slurm_jobs_run_with_submitits_local_cluster(tmp_path):
+def test_slurm_jobs_run_with_submitits_local_cluster(tmp_path, monkeypatch):
+    """Two jobs of one group, which are one share; from a folder where nothing is to import."""
     pytest.importorskip("submitit")
-    lines = [("ibp", f"{WIDTH_32} --eps {eps} --method ibp") for eps in (0.1, 0.2)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    np.savez("points.npz", x=np.full((2, 16), 0.5), y=np.zeros(2, dtype=int))
+    asked = f"{WIDTH_32} --input {tmp_path}/points.npz --eps 0.1 --method ibp"
+    lines = [("ibp", f"{asked} --start {example}") for example in range(2)]
     jobs = write_jobs(tmp_path / "jobs.txt", lines)
     options = ["--slurm", "cluster=local,timeout_min=2", "--jobs", "1"]
-    done = subprocess.run(
-        command(jobs, tmp_path / "out", *options), capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(row["eps"] for row in rows(tmp_path / "out")) == [0.1, 0.2]
+    assert run_cli(parallel.main, [str(jobs), "--output", "out", *options]) == 0
+    assert sorted(row["example"] for row in rows(tmp_path / "out")) == [0, 1]
+
+
+def test_shares_keep_groups_together():
+    jobs = [
+        make_job("crown", "net", ("--eps", str(eps), "--start", str(example)))
+        for example in range(3)
+        for eps in (0.1, 0.2, 0.3)
+    ]
+    shares = shares_of(jobs, 2)
+    assert [len(share) for share in shares] == [6, 3]
+    assert not {job.group for job in shares[0]} & {job.group for job in shares[1]}
+    assert {job.id for share in shares for job in share} == {job.id for job in jobs}
+    assert [len(share) for share in shares_of(jobs, 8)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
