@@ -167,13 +167,16 @@ def per_input(
         return numbers.reshape(count, *shape)
     if by_channel and values.ndim == 1 and len(values) == shape[0]:
         return numbers.reshape(-1, *[1] * (len(shape) - 1))
-    expected = f"numbers of shape {shape}, for all points"
-    if count is not None:
-        expected += f", or {(count, *shape)}"
-    if by_channel:
+    if by_channel and values.ndim == 1:
         channels = f", {shape[0]}, one per channel," if len(shape) > 1 else ""
-        expected = f"1 number{channels} or {math.prod(shape)}, one per input"
-    raise InputError(f"{name} is {values.dtype} of shape {values.shape}; expected {expected}")
+        raise InputError(
+            f"{name} is for {len(values)} inputs; expected 1 number{channels} or "
+            f"{math.prod(shape)}, one per input"
+        )
+    each = "" if count is None else f", for all points, or {(count, *shape)}"
+    raise InputError(
+        f"{name} is {values.dtype} of shape {values.shape}; expected numbers of shape {shape}{each}"
+    )
 
 
 def _number(text: str, wrong: str) -> float:

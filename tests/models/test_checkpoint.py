@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 
 import pytest
@@ -68,8 +69,11 @@ def test_everything_known_comes_back(model, tmp_path):
         lambda weights: {"state_dict": weights, "epoch": 3, "optimizer": {"lr": 0.1}},
         lambda weights: {f"module.{name}": value for name, value in weights.items()},
         lambda weights: {"state_dict": {f"_orig_mod.{n}": v for n, v in weights.items()}},
+        lambda weights: {"model": weights, "optimizer": {"state": {}, "param_groups": [{}]}},
+        lambda weights: {"epoch": 3, "model_state_dict": weights, "loss": torch.ones(1)},
+        lambda weights: {"net": weights, "ema": None, "acc": 0.5},
     ],
-    ids=["plain", "under state_dict", "DataParallel", "compiled"],
+    ids=["plain", "under state_dict", "DataParallel", "compiled", "model", "tutorial", "net"],
 )
 def test_anyones_state_dict_loads(model, tmp_path, wrap):
     path = tmp_path / "a.pth"
@@ -166,8 +170,20 @@ def write_cut_off(path):
         (lambda path: torch.save([1, 2], path), "holds no state dict"),
         (lambda path: torch.save({}, path), "holds no state dict"),
         (lambda path: torch.save({"state_dict": {"a": 1}}, path), "holds no state dict"),
+        (
+            lambda path: torch.save({"a": {"w": 1}, "optimizer": {}, 3: "x"}, path),
+            "holds no state dict under its keys a, optimizer, 3; save",
+        ),
+        (
+            lambda path: torch.save({"ema": {"w": torch.ones(1)}, "g": {"w": torch.ones(1)}}, path),
+            "holds several state dicts, ema, g: save the one that is meant",
+        ),
+        (
+            lambda path: torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, path),
+            r"holds pickled objects \(argparse\.Namespace\)",
+        ),
         (lambda path: torch.save(torch.zeros(2), path), "holds no state dict"),
-        (lambda path: path.mkdir(), "there is no checkpoint"),
+        (lambda path: path.mkdir(), "there is no checkpoint .*: it is a folder"),
         (lambda path: None, "there is no checkpoint"),
     ],
 )

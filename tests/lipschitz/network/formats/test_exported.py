@@ -1,9 +1,14 @@
 """Programs of torch.export, and the files that are refused with what to do."""
 
+import logging
+import subprocess
+import sys
+import zipfile
+
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES
+from cases import CASES, ROOT
 from layers import LAYERS
 from oracles import jacobians, points_in_box
 from torch import nn
@@ -79,6 +84,67 @@ def test_unsupported_operators_are_named(tmp_path):
     network, shape = read_network(tmp_path / "net.pt2")
     with pytest.raises(NotImplementedError, match=r"softmax.*logits"):
         build_graph(network, shape)
+
+
+def saved_program(path):
+    program = torch.export.export(nn.Linear(3, 2), (torch.rand(1, 3),))
+    torch.export.save(program, path)
+    return path.read_bytes()
+
+
+def cut(path):
+    content = saved_program(path)
+    path.write_bytes(content[: len(content) // 2])
+
+
+def overwritten(path):
+    content = bytearray(saved_program(path))
+    content[200:2000:7] = bytes(len(content[200:2000:7]))
+    path.write_bytes(bytes(content))
+
+
+def zip_of_text(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/b.txt", "hello")
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (cut, r"not a program of torch\.export\.save, or it is damaged"),
+        (overwritten, r"not a program of torch\.export\.save, or it is damaged"),
+        (zip_of_text, r"not a program of torch\.export\.save, or it is damaged"),
+        (lambda path: torch.save({"w": torch.ones(1)}, path), "torch.save wrote it; weights alone"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.mkdir(), "is a folder"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path, write, words):
+    write(tmp_path / "net.pt2")
+    with pytest.raises(InputError, match=words) as error:
+        read_network(tmp_path / "net.pt2")
+    assert "\n" not in str(error.value)
+
+
+def test_torch_prints_nothing_of_a_damaged_file(tmp_path):
+    """In a process of its own: torch's log keeps the stderr that it found when it was imported."""
+    overwritten(tmp_path / "net.pt2")
+    process = (
+        "import sys; from lipschitz.network.formats import read_network\n"
+        "try: read_network(sys.argv[1])\nexcept ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", process, str(tmp_path / "net.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert "it is damaged" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_torch_may_log_again_afterwards(tmp_path):
+    (tmp_path / "net.pt2").write_text("hello")
+    with pytest.raises(InputError):
+        read_network(tmp_path / "net.pt2")
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_other_files_say_what_to_do(tmp_path):

@@ -174,6 +174,23 @@ def test_files_that_hold_no_network(tmp_path, monkeypatch):
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(InputError, match="is not an HDF5 file"):
         load_model(tmp_path / "text.h5")
+    layers = {"class_name": "Sequential", "config": {"layers": [{"name": "dense"}]}}
+    for config, words in (
+        ("{", "does not describe a Keras network"),
+        ("[]", "does not describe a Keras network"),
+        (json.dumps({"class_name": "Sequential"}), "does not describe a Keras network"),
+        (json.dumps({"class_name": "Sequential", "config": []}), "does not name its layers"),
+        (json.dumps(layers), "does not name its layers"),
+    ):
+        with h5py.File(tmp_path / "net.h5", "w") as file:
+            file.attrs["model_config"] = config
+            file.create_group("model_weights")
+        with pytest.raises(InputError, match=words):
+            load_model(tmp_path / "net.h5")
+    content = (tmp_path / "net.h5").read_bytes()
+    (tmp_path / "net.h5").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="is not an HDF5 file, or it is damaged"):
+        load_model(tmp_path / "net.h5")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(InputError, match="pip install h5py"):
         load_model(tmp_path / "weights.h5")

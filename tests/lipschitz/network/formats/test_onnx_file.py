@@ -125,8 +125,21 @@ def test_what_is_not_covered_is_named(tmp_path):
         read_network(two)
     with pytest.raises(InputError, match="left open"):
         read_network(write(path, [node("Relu", "x")], shape=(1, "n")))
-    path.write_bytes(b"no network")
-    with pytest.raises(InputError, match="is not an ONNX file"):
+    for content, words in ((b"no network", "is not an ONNX file"), (b"", "is empty")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            read_network(path)
+
+
+def test_weights_in_another_file_that_is_missing(tmp_path):
+    weight = ("w", torch.ones(4, 4).numpy())
+    path = write(tmp_path / "net.onnx", [node("MatMul", "x", "w")], [weight])
+    outside = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save_model(onnx.load(str(path)), str(path), **outside)
+    network, _ = read_network(path)
+    assert network(torch.ones(1, 4)).tolist() == [[4.0] * 4]
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(InputError, match=r"net\.onnx keeps its weights in the file weights\.bin"):
         read_network(path)
 
 
