@@ -171,9 +171,9 @@ def test_before_there_is_anything_a_simple_bound_stands_in(method, stand_in, mon
 
 def test_an_interrupt_while_gradients_are_sampled_keeps_the_bounds(monkeypatch):
     pytest.importorskip("cvxpy")
-    reference = REFERENCES[0]
-    prepared = Prepared(reference.model(), (16,), method="lipsdp")
-    problem = make_problem(prepared.graph, reference.point(), reference.eps)
+    model, eps, _ = tiny()
+    prepared = Prepared(model, (2,), method="lipsdp")
+    problem = make_problem(prepared.graph, torch.zeros(2, dtype=torch.float64), eps)
     whole = prepared.bound(problem)
 
     def interrupted(*args):
