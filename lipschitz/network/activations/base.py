@@ -87,6 +87,13 @@ class Activation:
         """
         raise NotImplementedError
 
+    def touching_point(self, piece: int, slope: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Where on part of a curved piece the slope is ``slope``, or the nearer end.
+
+        It need not be exact: a line is only looser for it.
+        """
+        return torch.fmax(torch.fmin(self.inverse_slope(piece, slope), end), start)
+
     def slope_scale(self, preact: Tensor) -> Tensor:
         """Magnitude of the terms that the slope is computed from; 0 where that is exact."""
         return self.one_sided_slope(preact, after=True).abs()
@@ -244,7 +251,7 @@ class Activation:
         for piece, (start, end) in enumerate(pairwise(ends)):
             if side * self.curvatures[piece] <= 0:
                 continue
-            z = torch.fmax(torch.fmin(self.inverse_slope(piece, slope), end), start)
+            z = self.touching_point(piece, slope, start, end)
             excess = side * (self.piece_slope(piece, z) - slope)
             drop = torch.minimum(excess * (start - z), excess * (end - z)).clamp(max=0)
             gaps.append(side * (self.forward(z) - slope * z) + drop)

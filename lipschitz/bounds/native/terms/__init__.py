@@ -1,0 +1,1 @@
+"""Bounds of a network and its derivatives as one graph of values: intervals, planes and lines."""

@@ -1,0 +1,99 @@
+"""Linear bounds backward through a network's derivatives and the network itself, to the input.
+
+From rows of coefficients at any term, every product is replaced by a plane and every unary function
+by a line, as the signs of its coefficients ask; what reaches the pre-activations through the slopes
+goes on through the network. A lower bound is minus the upper bound of the negated rows.
+
+Shapes: coefficients are [B, K, *shape] with B boxes and K rows each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares, margin
+from lipschitz.network.derivative import Term
+
+
+def upper_bound(
+    relaxations: Relaxations,
+    start: int,
+    coefficients: Tensor,
+    constants: dict[int, Tensor],
+    box: tuple[Tensor, Tensor],
+    shares: Shares | None = None,
+) -> Tensor:
+    """Upper bound of ``coefficients . value of a term`` over boxes, margin for rounding included.
+
+    Differentiable in the shares.
+
+    Args:
+        relaxations: How nonlinear terms are replaced.
+        start: The term.
+        coefficients: [B, K, *shape of the term].
+        constants: Values of the constant terms, [B, *shape].
+        box: Centre and radius of the boxes, [B or 1, *input_shape].
+        shares: What is free, of every row; the middle or the lines of least area if missing.
+
+    Returns:
+        [B, K].
+    """
+    terms, shares = relaxations.terms.terms, shares or {}
+    pending: dict[int, Tensor] = {start: coefficients}
+    constant = coefficients.new_zeros(coefficients.shape[:2])
+    magnitude = constant
+
+    def gained(value: Tensor, size: Tensor) -> None:
+        nonlocal constant, magnitude
+        constant, magnitude = constant + value, magnitude + size.detach()
+
+    for index in range(start, 0, -1):
+        rows = pending.pop(index, None)
+        if rows is None:
+            continue
+        term = terms[index]
+        if term.is_constant:
+            value = rows * constants[index].unsqueeze(1)
+            gained(_sum(value), _sum(value.abs()))
+            contributions: tuple[Tensor, ...] = ()
+        elif term.is_product:
+            *contributions, value, size = relaxations.product(index, rows, shares)
+            gained(value, size)
+        elif term.function is not None:
+            new, value, size = relaxations.unary(index, rows, shares)
+            gained(value, size)
+            contributions = (new,)
+        else:
+            if term.affine.bias is not None:
+                value = rows * term.affine.bias
+                gained(_sum(value), _sum(value.abs()))
+            contributions = _adjoint(term, rows)
+        for parent, new in zip(term.parents, contributions, strict=True):
+            pending[parent] = pending[parent] + new if parent in pending else new
+    if 0 in pending:
+        centre, radius = (t.unsqueeze(1) for t in box)
+        at_centre, around = pending[0] * centre, pending[0].abs() * radius
+        gained(_sum(at_centre + around), _sum(at_centre.abs() + around))
+    return constant + margin(magnitude)
+
+
+def _adjoint(term: Term, rows: Tensor) -> list[Tensor]:
+    found = term.affine.adjoint(rows.flatten(0, 1))
+    return [f.reshape(*rows.shape[:2], *f.shape[1:]) for f in found]
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.flatten(2).sum(2)
+
+
+@torch.no_grad()
+def plain_upper_bound(
+    relaxations: Relaxations,
+    start: int,
+    coefficients: Tensor,
+    constants: dict[int, Tensor],
+    box: tuple[Tensor, Tensor],
+) -> Tensor:
+    """:func:`upper_bound` with nothing optimised."""
+    return upper_bound(relaxations, start, coefficients, constants, box)
