@@ -57,7 +57,7 @@ def read_numpy(option: str, path: Path) -> np.ndarray | Arrays:
         InputError: No such file, another format, damaged, or arrays of Python objects.
     """
     if not _existing(option, path).startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
-        raise InputError(f"{option} {path} is not a numpy file: expected .npz, .npy or .csv")
+        raise InputError(f"{option} {path} is not a numpy .npz file: expected .npz, .npy or .csv")
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

@@ -620,7 +620,7 @@ def test_a_mistake_is_one_line(name, capsys):
 def test_a_mistake_with_own_network_or_points_is_one_line(name, capsys):
     x = np.random.default_rng(0).random((3, 4))
     np.savez("no_x.npz", points=x)
-    np.savez("batchless.npz", x=x[0])
+    np.savez("batchless.npz", x=x[0, 0])
     np.savez("wide.npz", x=np.ones((2, 5)))
     np.savez("text.npz", x=np.full((2, 4), "a"))
     np.savez("labels.npz", x=x, y=np.ones((3, 4)))
