@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 full examples=100 sizes=512
-quick sizes=16 epochs=10
+quick sizes=16 epochs=30
 begin adult "Monotonicity on Adult" "$@"
 
 for width in ${setting[sizes]}; do

@@ -3,13 +3,14 @@
 # on where it stopped. Further arguments go to each script, such as --timeout 1 for a quick look.
 set -euo pipefail
 cd "$(dirname "$0")"
+source ./forward.sh
 results="${RESULTS:-results}"
 
 run() {  # script arguments...
     local script="$1"
     shift
     echo "== $script"
-    "./$script.sh" --output "$results" --timeout 6 --epochs 30 --jobs 2 "$@"
+    forward "./$script.sh" --output "$results" --timeout 6 --epochs 30 --jobs 2 "$@"
 }
 
 run synthetic_mlp_width --sizes "16 32 64 128" --eps "0.05 0.2" "$@"

@@ -1,16 +1,24 @@
 """The shell scripts: what they queue, with a stand-in for Python, and one real smoke run."""
 
+import contextlib
 import csv
 import os
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from commands.options import check_options
+from lipschitz.bounds.methods import is_installed
+from main import build_parser
+
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
-SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.sh") if path.name != "common.sh")
+PARTS = [EXPERIMENTS / "common.sh", EXPERIMENTS / "forward.sh"]
+SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.sh") if path not in PARTS)
 SINGLE = [path for path in SCRIPTS if path.stem not in ("smoke", "offline")]
 # Notes its arguments, and leaves the files that training would.
 STUB = """#!/usr/bin/env bash
@@ -52,10 +60,10 @@ def jobs(folder: Path) -> list[tuple[str, str, list[str]]]:
     return [(run, network, shlex.split(args)) for run, network, args in lines]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, EXPERIMENTS / "common.sh"], ids=lambda p: p.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, *PARTS], ids=lambda p: p.name)
 def test_syntax(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
-    if script.name != "common.sh":
+    if script not in PARTS:
         assert "set -euo pipefail" in script.read_text()
         assert os.access(script, os.X_OK)
 
@@ -118,6 +126,113 @@ def test_real_data_is_used_without_smoke(stubbed):
     networks = {network for _, network, _ in queued}
     assert networks == {"CIFAR-10 CNN, 4 layers", "CIFAR-10 CNN, 6 layers"}
     assert "--data CIFAR" in (stubbed.folder / "log").read_text()
+
+
+@pytest.mark.parametrize("smoke", [(), ("--smoke",)], ids=["full", "smoke"])
+@pytest.mark.parametrize("script", SINGLE, ids=lambda path: path.stem)
+def test_main_takes_every_option_that_is_queued(stubbed, script, smoke):
+    """It refuses options that have no effect, such as a time limit of interval arithmetic."""
+    widths = () if script.stem in ("cifar", "tinyimagenet", "digits") else ("--sizes", "4")
+    done = stubbed(script.stem, *smoke, "--examples", "1", *widths)
+    assert done.returncode == 0, done.stderr
+    queued = jobs(stubbed.folder / "out" / script.stem)
+    parser = build_parser()
+    for _, _, arguments in queued:
+        needs_lirpa = "auto_lirpa" in arguments or "--no-optimize" in arguments
+        if is_installed("auto_lirpa") or not needs_lirpa:
+            check_options(parser.parse_args(arguments), parser.given(arguments))
+    limited = {run for run, _, arguments in queued if "--timeout" in arguments}
+    if script.stem == "digits":
+        assert limited == {"lipsdp", "alpha", "sdp", "lipmip", "lipbab", "bab_paper", "bab"}
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def descendants(process: int) -> dict[int, str]:
+    """Processes that a process has started, and those that they have, with their commands."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(folder.name)] = int(parent)
+                commands[int(folder.name)] = (folder / "cmdline").read_text()
+    found = {process}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: commands[pid] for pid in found - {process}}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_sigterm_to_a_script_ends_its_workers(tmp_path):
+    """A batch system knows the script's process alone."""
+    arguments = ["--smoke", "--output", str(tmp_path), "--sizes", "64", "--eps", "0.5"]
+    arguments += ["--examples", "1", "--methods", "bab_paper", "--timeout", "60", "--epochs", "1"]
+    env = {**os.environ, "PYTHON": sys.executable, "MODELS": str(tmp_path)}
+    script = subprocess.Popen(
+        [str(EXPERIMENTS / "synthetic_mlp_width.sh"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("**/traces/*.jsonl")))  # the search is under way
+        started = descendants(script.pid)
+        assert any("popen_loky" in command for command in started.values())
+        script.terminate()
+        assert script.wait(timeout=30) == 143
+        wait_for(lambda: not any(map(is_running, started)), 10)
+        assert "1 of 1 jobs are left, the same command goes on" in script.stderr.read()
+    finally:
+        script.kill()
+        for stream in (script.stdout, script.stderr):
+            stream.close()
+
+
+@pytest.mark.parametrize("name", ["smoke", "offline"])
+def test_sigterm_to_a_script_of_scripts_ends_all_of_them(stubbed, name):
+    """With a stand-in for Python that sleeps."""
+    (stubbed.folder / "python").write_text('#!/usr/bin/env bash\n[[ "$1" == - ]] || exec sleep 77')
+    env = {"PYTHON": str(stubbed.folder / "python"), "MODELS": str(stubbed.folder / "models")}
+    script = subprocess.Popen(
+        [str(EXPERIMENTS / f"{name}.sh"), "--output", str(stubbed.folder / "out")],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **env, "RESULTS": str(stubbed.folder / "out")},
+    )
+    sleeping = {"smoke": 2, "offline": 1}[name]
+
+    def are_asleep() -> bool:
+        return sum("77" in c for c in descendants(script.pid).values()) == sleeping
+
+    wait_for(are_asleep)
+    started = descendants(script.pid)
+    script.terminate()
+    assert script.wait(timeout=10) == 143
+    wait_for(lambda: not any(map(is_running, started)), 10)
+
+
+@pytest.mark.parametrize(
+    ("program", "code"), [("true", 0), ("exit 3", 3), ("kill -TERM $PPID; exec sleep 9", 143)]
+)
+def test_the_exit_status_of_what_is_run(program, code):
+    line = 'set -euo pipefail; source "$1"; forward bash -c "$2"; echo went on'
+    command = ["bash", "-c", line, "test", str(EXPERIMENTS / "forward.sh"), program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=8)
+    assert done.returncode == code
+    assert done.stdout == ("went on\n" if code == 0 else "")
 
 
 @pytest.mark.parametrize("arguments", [("--no-such", "1"), ("--eps",), ("word",)])
