@@ -222,4 +222,4 @@ def test_the_timeout_is_kept():
     problem = box_problem(build_graph(model, (12,)), torch.zeros(12), 3.0)
     begin = time.perf_counter()
     entry_signs(problem, [0, 1], limits=SignLimits(timeout=0.2))
-    assert time.perf_counter() - begin < 10
+    assert time.perf_counter() - begin < 60  # to the end it would take hours

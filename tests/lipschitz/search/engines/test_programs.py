@@ -11,6 +11,8 @@ import torch
 from cases import CASES, REFERENCES, mlp
 from enumeration import exact_constants
 from oracles import jacobians, points_in_box
+from shared import problem_of as problem_of_case
+from shared import sampled_jacobians
 from torch import nn
 
 import lipschitz.bounds.sdp.boxes as boxes
@@ -114,11 +116,10 @@ def test_other_measures(options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_bounds_hold_on_every_architecture(case, dtype):
-    model, x = case.model(dtype), case.point(dtype)
-    problem = make_problem(build_graph(model, x.shape), x, 0.4)
-    options = BranchOptions(timeout=0.5, sdp="always", branch="relu", tolerance=1e-6)
+    problem = problem_of_case(case, 0.4, dtype)
+    options = BranchOptions(timeout=0.2, sdp="always", branch="relu", tolerance=1e-6)
     result = bound_by_branching(problem, options)
-    gradients = jacobians(model, points_in_box(problem.lower, problem.upper, 200))
+    gradients = sampled_jacobians(case, 0.4, dtype, 200)
     true = gradients.flatten(2).abs().sum(2).amax(0)
     rounding = 1e-5 if dtype == torch.float32 else SLACK
     assert (true.new_tensor(result.class_upper_bounds) >= true * (1 - rounding)).all()
@@ -236,7 +237,7 @@ def test_an_interrupt_while_programs_are_prepared_keeps_the_first_search(medium,
     assert is_certified(result, exact)
 
 
-@pytest.mark.parametrize("timeout", [0, 1e-3, 0.05])
+@pytest.mark.parametrize("timeout", [1e-9, 1e-3, 0.05])
 def test_too_little_time_stays_certified(medium, timeout):
     _, problem, exact = medium
     options = BranchOptions(timeout=timeout, sdp="always", branch="relu", tolerance=1e-9)
@@ -391,7 +392,8 @@ def test_linear_bounds_go_on_alone_while_the_gap_closes_fast(medium, monkeypatch
         native = begun(problem).bounding.native
         with_programs._linear_first(native, (0.0, None), limits, None)
         assert len(seen) == expected
-        assert seen == pytest.approx([1, 2, 4, 8][:expected], abs=0.5)
+        assert seen[0] > 1  # after what has passed by then
+        assert [t - seen[0] for t in seen] == pytest.approx([0, 1, 3, 7][:expected], abs=1e-9)
 
 
 def test_programs_of_the_wrong_bound_are_caught(monkeypatch):
