@@ -179,7 +179,8 @@ class ModelSpec:
         first = next(model.parameters(), torch.empty(0))
         x = torch.zeros(2, *self.input_shape, dtype=first.dtype, device=first.device)
         shown = "x".join(map(str, self.input_shape))
-        training = model.training
+        # Each by itself: a layer that was left in training mode is found later, not hidden here.
+        modes = {module: module.training for module in model.modules()}
         try:
             with torch.no_grad():
                 output = model.eval()(x)
@@ -188,7 +189,8 @@ class ModelSpec:
                 f"{self.name} does not take inputs of shape {shown}: {error}"
             ) from error
         finally:
-            model.train(training)
+            for module, training in modes.items():
+                module.training = training
         if output.ndim != 2 or len(output) != 2:
             raise InputError(
                 f"{self.name} maps 2 inputs to shape {list(output.shape)}; expected [2, classes]"

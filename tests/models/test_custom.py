@@ -110,3 +110,28 @@ def test_inputs_that_the_network_does_not_take(net_file):
     spec = model_spec(f"{net_file}:make_net")
     with pytest.raises(InputError, match=r"input shape of .* is unknown"):
         spec.count_classes(spec.build())
+
+
+def test_looking_at_the_outputs_leaves_every_layer_in_its_mode(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n"
+        "    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(), nn.Dropout()).eval()\n"
+        "    model[1].train()\n    return model\n"
+    )
+    spec = model_spec(f"{tmp_path / 'net.py'}:make", {}, (3,))
+    model = spec.build()
+    assert spec.count_classes(model) == 2
+    assert [module.training for module in model] == [False, True, False]
+
+
+def test_shape_of_an_input_where_points_are_given(net_file):
+    spec = model_spec(f"{net_file}:make_net", {}, (1, 1, 3))
+    model = spec.build()
+    assert spec.shape_for(model, None) == (1, 1, 3)
+    assert spec.shape_for(model, (3,)) == (3,)  # the network takes them as they are
+    assert spec.shape_for(model, (5,)) == (1, 1, 3)
+    unknown = model_spec(f"{net_file}:make_net")
+    assert unknown.shape_for(model, (3,)) == (3,)
+    assert unknown.shape_for(model, None) is None
+    known = model_spec("simple_mlp_3layer")
+    assert known.shape_for(known.build(), (4, 4)) == (16,)
