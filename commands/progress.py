@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from commands.row_file import append_row
 from lipschitz.search.interface import Progress
+from utils import significant
 
 Watch = Callable[[Progress], None]
 
@@ -38,7 +39,8 @@ class ProgressBar:
         gap = state.upper_bound / state.lower_bound - 1 if state.lower_bound > 0 else float("inf")
         rate = state.domains / max(state.seconds, 1e-9)
         self._bar.set_postfix_str(
-            f"upper {state.upper_bound:.4f} lower {state.lower_bound:.4f} gap {gap:.2%} "
+            f"upper {significant(state.upper_bound)} lower {significant(state.lower_bound)} "
+            f"gap {gap:.2%} "
             f"domains {state.domains} ({rate:.0f}/s) open {state.open_domains}",
             refresh=False,
         )
