@@ -24,7 +24,7 @@ An HTML comment on the line before a block changes this; several may follow each
 
 What lies in a page's folder when it begins: `mynet.py` with `make(hidden=6)`, four inputs and three
 classes, its weights `weights.pth`, the same network as `net.onnx` (where onnx is installed),
-`points.npz` with `x` [5, 4] and `y` [5], and the stored networks of the tests as
+`points.npz` with `x` [5, 4] and `y` [5], and checkpoints of the tests' stored networks,
 `models_pretrained/simple_simple_mlp_3layer_width16.pth`, `..._width32.pth` and
 `models_pretrained/digits_simple_cnn_3layer_width4.pth`.
 """
@@ -37,7 +37,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -51,6 +50,7 @@ import torch
 
 import main
 import train_model
+from models.checkpoint import Checkpoint, save_checkpoint
 from utils import run_cli
 
 if sys.version_info >= (3, 11):
@@ -61,6 +61,12 @@ else:
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# The stored networks: model, width, data, input shape.
+STORED = [
+    ("simple_mlp_3layer", 16, "simple", (16,)),
+    ("simple_mlp_3layer", 32, "simple", (16,)),
+    ("simple_cnn_3layer", 4, "digits", (1, 8, 8)),
+]
 SHOWN = {"", "text", "bibtex"}
 TAKEN_FOR_GRANTED = {"mkdir", "cd", "ls", "cat", "head", "tail", "git"}
 _MARKER = re.compile(r"\s*<!--\s*(parse only|exit \d+|needs):\s*(.+?)\s*-->\s*")
@@ -114,11 +120,6 @@ def commands(block: Block) -> Iterator[list[str]]:
             yield words
 
 
-def stored(name: str) -> dict[str, object]:
-    """A stored network's weights."""
-    return torch.load(ROOT / "tests/reference" / name, weights_only=True)
-
-
 def prepare(folder: Path) -> None:
     """The files that pages may rely on."""
     (folder / "mynet.py").write_text(
@@ -132,13 +133,12 @@ def prepare(folder: Path) -> None:
     torch.save(state, folder / "weights.pth")
     x = np.random.default_rng(0).uniform(size=(5, 4)).astype(np.float32)
     np.savez(folder / "points.npz", x=x, y=np.array([0, 1, 2, 0, 1]))
-    (folder / "models_pretrained").mkdir()
-    for ours, theirs in (
-        ("simple_mlp_3layer_16.pth", "simple_simple_mlp_3layer_width16.pth"),
-        ("simple_mlp_3layer_32.pth", "simple_simple_mlp_3layer_width32.pth"),
-        ("simple_cnn_3layer_4.pth", "digits_simple_cnn_3layer_width4.pth"),
-    ):
-        shutil.copy(ROOT / "tests/reference" / ours, folder / "models_pretrained" / theirs)
+    for model, width, data, shape in STORED:
+        weights = torch.load(ROOT / f"tests/reference/{model}_{width}.pth", weights_only=True)
+        known = {"data": data, "input_shape": shape, "classes": 10, "mean": (0.0,), "std": (1.0,)}
+        checkpoint = Checkpoint(weights, model, {"width": width}, seed=0, **known)
+        name = f"{data}_{model}_width{width}.pth"
+        save_checkpoint(folder / "models_pretrained" / name, checkpoint)
     if importlib.util.find_spec("onnx"):
         from onnx import TensorProto, helper, numpy_helper, save
 
