@@ -8,6 +8,7 @@ values, as in the paper; what is proved is said in :mod:`lipschitz.applications.
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -177,14 +178,27 @@ def write_csv(
         signs: What to write; ``lower`` and ``upper`` bound the entry in the network's units.
         names: Names of the features.
         append: Add to the file instead of writing it anew.
+
+    Raises:
+        OSError: It cannot be written, say on a full disk; the lines before these are whole.
     """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if not append:
+        writer.writerow(_COLUMNS)
+    for s in signs:
+        name = names.get(s.feature, str(s.feature))
+        bounds = [s.lower, s.upper, s.domains, round(s.seconds, 4)]
+        writer.writerow([s.example, s.feature, name, s.row, s.verdict, *bounds])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if not append:
-            writer.writerow(_COLUMNS)
-        for s in signs:
-            name = names.get(s.feature, str(s.feature))
-            bounds = [s.lower, s.upper, s.domains, round(s.seconds, 4)]
-            writer.writerow([s.example, s.feature, name, s.row, s.verdict, *bounds])
+    with path.open("ab" if append else "wb", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        left = memoryview(text.getvalue().encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            if path.is_file():
+                file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from None
