@@ -10,6 +10,8 @@ result that must hold to the last digits should be computed in float64, where th
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,17 @@ def guard(dtype: torch.dtype) -> float:
 def raise_upper_bound(upper_bound: Tensor) -> Tensor:
     """An upper bound of a norm with the rounding guard added, same shape."""
     return upper_bound * (1 + guard(upper_bound.dtype))
+
+
+def rounded_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of ``dtype`` that is not above ``value``; infinity and NaN stay.
+
+    The one rule for thresholds that tensors of bounds are compared with. A comparison in ``dtype``
+    takes a threshold for the number nearest to it, which may be above; then a bound between the two
+    would count as settled here and as open wherever it is compared as a Python float. For bounds of
+    ``dtype``, ``bound <= value`` and ``bound <= rounded_down(value)`` are the same, in either.
+    """
+    nearest = torch.tensor(value, dtype=dtype)
+    if math.isfinite(value) and float(nearest) > value:
+        nearest = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
+    return float(nearest)

@@ -50,10 +50,10 @@ def branch_and_bound(
                 upper = search.upper_bound
                 if watch is not None:
                     watch(search.progress(now))
-                threshold = search.lower_bound * (1 + limits.tolerance)
-                if upper <= threshold:
+                if upper <= search.lower_bound * (1 + limits.tolerance):
                     status = EXACT
                     break
+                threshold = search.threshold(limits.tolerance)
                 if search.is_over(threshold):
                     status = DOMAIN_LIMIT if search.folded >= upper else BOUND
                     break

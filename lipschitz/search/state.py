@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.rounding import guard
+from lipschitz.rounding import guard, rounded_down
 from lipschitz.search.interface import Bounding, Progress, Report, SearchResult
 from lipschitz.search.pool import DomainPool
 from lipschitz.search.subdomains import Batch
@@ -50,8 +50,12 @@ class SearchState:
         """Largest upper bound that no further search can lower."""
         return float(self.closed_rows.max())
 
+    def threshold(self, tolerance: float) -> float:
+        """Bounds up to this are as good as the lower bound, as a number of the pool's dtype."""
+        return rounded_down(self.lower_bound * (1 + tolerance), self.root_bounds.dtype)
+
     def is_over(self, threshold: float) -> bool:
-        """Whether no open subdomain can change the upper bound, given the exactness threshold."""
+        """Whether no open subdomain can change the upper bound, given :meth:`threshold`."""
         return self.pool.largest() <= max(threshold, self.closed_bound)
 
     def progress(self, seconds: float, *, finished: bool = False) -> Progress:
@@ -88,7 +92,7 @@ class SearchState:
         return report.subdomains
 
     def round(self, count: int, threshold: float) -> None:
-        """Replace the strongest subdomains by their children."""
+        """Replace the strongest subdomains above :meth:`threshold` by their children."""
         slots = self.pool.strongest(count, threshold)
         parents = self.pool.read(slots)
         cut = float(parents.upper_bound.min())

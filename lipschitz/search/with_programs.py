@@ -17,6 +17,7 @@ from torch import Tensor
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.problem import LocalProblem
+from lipschitz.rounding import rounded_down
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.engines.programs import ProgramSearch
 from lipschitz.search.interface import Limits, Progress, SearchResult
@@ -57,7 +58,7 @@ def combined_search(
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
             return branch_and_bound(bounding, *best, limits, watch)
         # The maximum is lower only when all that reach above the lower bound are.
-        needed = int((rows > best[0]).sum()) * seconds_per_program(problem, root)
+        needed = int((rows > rounded_down(best[0], rows.dtype)).sum()) * seconds_per_program(problem, root)
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
             return branch_and_bound(bounding, *best, limits, watch)
         if programs == "auto":

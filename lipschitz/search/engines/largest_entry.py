@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import raise_upper_bound
+from lipschitz.rounding import raise_upper_bound, rounded_down
 from lipschitz.search.engines.functionals import Functionals, FunctionalSearch
 
 
@@ -43,7 +43,8 @@ class EntrySearch(FunctionalSearch):
         measure = problem.measure
         ends = [raise_upper_bound(measure.counted(end.flatten(1))) for end in root.norm.entries]
         reach = torch.stack([ends[1], -ends[0]], dim=2)  # [R, D, 2], of J_i and of -J_i
-        chosen = ((reach > lower_bound) | (reach == reach.max())).nonzero()
+        threshold = rounded_down(lower_bound, reach.dtype)
+        chosen = ((reach > threshold) | (reach == reach.max())).nonzero()
         chosen = chosen[reach[tuple(chosen.T)].argsort(descending=True)[:largest]]
         rest = reach.clone()
         rest[tuple(chosen.T)] = 0
