@@ -58,7 +58,8 @@ def combined_search(
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
             return branch_and_bound(bounding, *best, limits, watch)
         # The maximum is lower only when all that reach above the lower bound are.
-        needed = int((rows > rounded_down(best[0], rows.dtype)).sum()) * seconds_per_program(problem, root)
+        above = int((rows > rounded_down(best[0], rows.dtype)).sum())
+        needed = above * seconds_per_program(problem, root)
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
             return branch_and_bound(bounding, *best, limits, watch)
         if programs == "auto":

@@ -57,15 +57,18 @@ def ulps(value, count):
 
 def test_the_numbers_that_ended_a_run():
     bound = float(torch.tensor(LARGEST, dtype=torch.float32))
-    assert bound > THRESHOLD and abs(bound - LARGEST) < 1e-11
+    assert bound > THRESHOLD
+    assert abs(bound - LARGEST) < 1e-11
     # As a Python float the bound is above the threshold, as float32 they are one number.
     pool = DomainPool(Shrinking([bound]).root())
-    assert pool.largest() > THRESHOLD and not len(pool.strongest(1, THRESHOLD))
+    assert pool.largest() > THRESHOLD
+    assert not len(pool.strongest(1, THRESHOLD))
     for tolerance in (0.0, 1e-4):
         lower = THRESHOLD / (1 + tolerance)
         bounding = Shrinking([bound, 0.3])
         result = branch_and_bound(bounding, lower, None, Limits(10, tolerance, 8))
-        assert result.status == EXACT and bounding.splits == 1
+        assert result.status == EXACT
+        assert bounding.splits == 1
         assert result.upper_bound == lower or result.upper_bound <= THRESHOLD
 
 
@@ -86,7 +89,8 @@ def test_thresholds_within_an_ulp_of_bounds(value, offsets, between, tolerance, 
     bounding = Shrinking(bounds, share)
     state = SearchState(bounding, lower, None)
     rounded = state.threshold(tolerance)
-    assert rounded <= exact_threshold and rounded == float(torch.tensor(rounded))
+    assert rounded <= exact_threshold
+    assert rounded == float(torch.tensor(rounded))
     for bound in state.root_bounds:  # one verdict, in whatever precision
         assert bool(bound > rounded) == (float(bound) > rounded) == (float(bound) > exact_threshold)
     for _ in range(3):
