@@ -264,6 +264,8 @@ def load_keras(path: Path, activation: str | None = None) -> tuple[nn.Sequential
         InputError: The package h5py is missing, or the file is damaged or has no architecture.
         NotImplementedError: A layer without a rule, by name.
     """
+    if not _is_hdf5(path):
+        raise InputError(f"{path} is not an HDF5 file, or it is damaged")
     try:
         import h5py
     except ImportError:
@@ -298,6 +300,17 @@ def load_keras(path: Path, activation: str | None = None) -> tuple[nn.Sequential
     if chain.flattened is not None:
         raise NotImplementedError(f"{path}: a Flatten that no Dense layer follows")
     return nn.Sequential(*chain.layers).eval(), shape
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Whether a file has HDF5's signature: at its begin, or at 512, 1024, 2048, ... bytes."""
+    places = [0, *(512 << i for i in range(path.stat().st_size.bit_length()))]
+    with open(path, "rb") as file:
+        for place in places:
+            file.seek(place)
+            if file.read(8) == b"\x89HDF\r\n\x1a\n":
+                return True
+    return False
 
 
 def _layers_of(path: Path, config: str | bytes) -> list[dict[str, Any]]:

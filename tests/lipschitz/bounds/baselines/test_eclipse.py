@@ -107,7 +107,6 @@ def test_where_the_package_fails_the_product_of_norms_stands(monkeypatch):
     assert result.upper_bound == pytest.approx(math.sqrt(2) * first * last, rel=1e-8)
 
 
-@needs_package
 @pytest.mark.parametrize(
     ("name", "message"), [("leaky_relu", "not LeakyReLU"), ("residual_from_input", "joins")]
 )

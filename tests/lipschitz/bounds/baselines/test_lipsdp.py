@@ -69,7 +69,6 @@ def test_the_time_limit_leaves_the_product_of_norms():
     assert reference.exact < result.upper_bound < math.inf
 
 
-@needs_cvxpy
 @pytest.mark.parametrize("name", sorted(BRANCHED))
 def test_branches_are_refused_by_name(name):
     case = next(c for c in CASES if c.name == name)

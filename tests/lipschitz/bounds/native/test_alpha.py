@@ -134,13 +134,18 @@ def test_slopes_reach_the_optimum_of_a_hand_worked_network():
     assert found >= 0.75
 
 
-@pytest.mark.parametrize("case", [*CASES, *ODD_SHAPES], ids=lambda c: c.name)
+def has_slopes(case):
+    """Whether a slope of one activation matters to the bounds of another."""
+    return len(Plan(build_graph(case.model(), case.input_shape)).activations) > 1
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in (*CASES, *ODD_SHAPES) if has_slopes(c)], ids=lambda c: c.name
+)
 def test_attaining_values_give_the_derivative(case):
     """Against autograd, by every lower slope, at slopes away from the ends."""
     _, problem = problem_of(case, 0.5)
     plan = Plan(problem.graph)
-    if len(plan.activations) < 2:
-        pytest.skip("no slope matters")
     preacts = native_crown(problem).preacts
     last = plan.activations[-1]
     node = plan.preact_node(last)
