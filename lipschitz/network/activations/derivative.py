@@ -170,6 +170,7 @@ class Derivative(Activation):
         low, high = start, end
         at_low = self.piece_slope(piece, low) - slope
         at_high = self.piece_slope(piece, high) - slope
+        ends = at_low, at_high
         point = low
         for step in range(_TOUCH_STEPS):
             run = at_high - at_low
@@ -183,6 +184,11 @@ class Derivative(Activation):
             high, at_high = torch.where(left, high, point), torch.where(left, at_high, at)
         share = -at_low / torch.where(at_high == at_low, 1.0, at_high - at_low)
         point = low + torch.where(share.isfinite(), share, 0.5).clamp(0, 1) * (high - low)
+        # Where the slope is not met at all, the extreme is at an end.
+        bend = self.curvatures[piece]
+        point = torch.where(
+            bend * ends[0] >= 0, start, torch.where(bend * ends[1] <= 0, end, point)
+        )
         return torch.fmax(torch.fmin(point, end), start)
 
     def support(
