@@ -129,7 +129,7 @@ def test_branch_and_bound_closes_in(name, branch):
     graph = build_graph(model, (2,))
     problem = make_problem(graph, torch.tensor([0.3, -0.2]).double(), 0.1)
     found = float(climbed(problem, model).max())
-    options = BranchOptions(timeout=1, branch=branch)
+    options = BranchOptions(timeout=0.5, branch=branch)
     result = local_lipschitz(model, problem.centre, 0.1, tolerance=1e-3, branching=options)
     assert result.upper_bound >= found * (1 - 1e-9)
     assert result.lower_bound <= found * (1 + 1e-3)

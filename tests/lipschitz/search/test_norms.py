@@ -1,6 +1,7 @@
 """Branch and bound in L1 and L2: exact against enumeration, and certified when it is not."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from enumeration import exact_constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import jacobians, points_in_box
+from shared import problem_of, sampled_jacobians
 from torch import nn
 
 from lipschitz.bounds.native.alpha import native_alpha
@@ -32,6 +34,7 @@ NORMS = {
 SLACK = 1e-9
 
 
+@cache
 def tiny_problem(seed, sizes, norm, eps, leaky=False):
     torch.manual_seed(seed)
     activation = (lambda: nn.LeakyReLU(0.2)) if leaky else nn.ReLU
@@ -105,12 +108,9 @@ def test_a_bound_off_by_a_thousandth_is_caught(norm, monkeypatch):
 def test_bounds_hold_on_every_architecture(norm):
     for case in CASES:
         for eps, dtype in ((0.02, torch.float32), (0.4, torch.float64)):
-            model, x = case.model(dtype), case.point(dtype)
-            graph = build_graph(model, case.input_shape)
-            problem = make_problem(graph, x, eps, norm=norm, outputs="each")
-            result = bound_by_branching(problem, BranchOptions(timeout=0.3, branch="relu"))
-            points = points_in_box(problem.lower, problem.upper, 100)
-            sampled = problem.measure(jacobians(model, points).flatten(2)).amax(0)
+            model, problem = case.model(dtype), problem_of(case, eps, dtype, norm)
+            result = bound_by_branching(problem, BranchOptions(timeout=0.15, branch="relu"))
+            sampled = problem.measure(sampled_jacobians(case, eps, dtype, 100).flatten(2)).amax(0)
             rounding = 1e-5 if dtype == torch.float32 else SLACK
             bounds = torch.tensor(result.class_upper_bounds, dtype=dtype)
             assert (bounds >= sampled * (1 - rounding)).all()

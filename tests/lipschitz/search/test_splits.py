@@ -5,6 +5,7 @@ import torch
 from cases import CASES, Case
 from oracles import points_in_box
 from scipy.optimize import linprog
+from shared import problem_of
 from torch import nn
 
 import lipschitz.search.engines.neurons as native_search
@@ -17,8 +18,7 @@ from lipschitz.search.splits import closed_halves, implications
 
 
 def search_of(case: Case, eps: float, heuristic: str = "sign") -> NeuronSearch:
-    model, x = case.model(), case.point()
-    problem = make_problem(build_graph(model, x.shape), x, eps)
+    problem = problem_of(case, eps)
     return NeuronSearch(problem, native_crown(problem), chooser(heuristic), refresh_every=1)
 
 
