@@ -6,6 +6,7 @@ Example: python main.py --data digits --model simple_cnn_3layer --width 4 \\
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__.splitlines()[0])
+    # A box such as -1,1 begins like an option.
+    parser._negative_number_matcher = re.compile(r"^-(\d|\.\d)")
     what = parser.add_argument_group("network and points")
     what.add_argument("--data", help="data set, see --list-data")
     what.add_argument(
@@ -41,14 +44,28 @@ def build_parser() -> Parser:
         help="checkpoint, any state dict; or a whole network: .onnx, .h5, .pt2",
     )
     what.add_argument("--cnn-to-mlp", action="store_true", help="bound the equal MLP instead")
-    what.add_argument("--input", metavar="FILE.npz", help="points: x [n, *input shape], y [n]")
+    what.add_argument(
+        "--input",
+        metavar="FILE",
+        help="points: .npz with x [n, *input shape] and y [n], .npy, or .csv, a line for each",
+    )
     what.add_argument("--std", help="per channel, divides eps (with --input; comma-separated)")
     what.add_argument("--data-root", metavar="FOLDER", help="where the data files are")
     what.add_argument("--start", type=int, default=0, help="first example (default 0)")
     what.add_argument("--num-examples", type=int, default=1, help="how many (default 1)")
     box = parser.add_argument_group("what to bound")
-    box.add_argument("--eps", help="radius in pixels, such as 0.05 or 2/255")
-    box.add_argument("--box", metavar="LO,HI", help="the region itself, instead of points and eps")
+    box.add_argument(
+        "--eps",
+        metavar="R",
+        help="radius in pixels, of --input in its units, such as 0.05 or 2/255; 0.1,0,0.2 per "
+        "channel or input; or a file .npy, .csv",
+    )
+    box.add_argument(
+        "--box",
+        metavar="LO,HI",
+        help="the region itself, instead of points and eps, in the network's units: one interval, "
+        "'LO,HI;LO,HI;...' per input, or a file .npz, .npy, .csv",
+    )
     box.add_argument("--fixed", metavar="I,J-K", help="inputs, numbered flat, that do not change")
     box.add_argument("--input-clipping", action="store_true", help="cut the box to the data range")
     box.add_argument("--norm", default="inf", help="of input and output: inf (default), 1 or 2")

@@ -68,9 +68,12 @@ def load_network(
         raise InputError(
             f"--load is missing: {name} has no weights of its own; train_model.py makes them"
         )
-    shape = input_shape if input_shape is not None else spec.input_shape
+    shape = spec.shape_for(model, input_shape)
     if shape is None:
-        raise InputError(f"the input shape of {name} is unknown: name its --data or give --input")
+        raise InputError(
+            f"the input shape of {name} is unknown: name its --data, give --input, or a --box with "
+            "an interval per input"
+        )
     return _converted(args, Network(model, spec, tuple(shape), checkpoint))
 
 

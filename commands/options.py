@@ -8,7 +8,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from lipschitz.bounds.methods import METHODS, check_measure, choose_engine
 from lipschitz.errors import InputError
@@ -191,20 +190,3 @@ def seconds_of(args: Namespace) -> float:
 def classes_of(args: Namespace) -> list[int] | None:
     """The outputs named by ``--classes``."""
     return None if args.classes is None else numbers("--classes", args.classes, int)
-
-
-def parse_eps(text: str | None) -> float:
-    """A radius, as a decimal or a fraction such as 2/255.
-
-    Raises:
-        InputError: Not such a number, negative, NaN or infinite.
-    """
-    if text is None:
-        raise InputError("--eps is missing: give the radius of the box in pixels, such as 0.05")
-    try:
-        eps = float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"--eps {text}: expected a number such as 0.05 or 2/255") from None
-    if not 0 <= eps < float("inf"):
-        raise InputError(f"--eps {text}: expected a finite number, 0 or larger")
-    return eps

@@ -6,10 +6,11 @@ import hashlib
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from commands.options import parse_eps, seconds_of
+from commands.options import seconds_of
+from data.boxes import read_radius
 from lipschitz import METHODS, LipschitzResult, Prepared
 from lipschitz.bounds.methods import kind_of
-from lipschitz.errors import InputError, one_line
+from lipschitz.errors import one_line
 from lipschitz.words import ERROR, default_outputs
 from utils import duration, significant, versions
 
@@ -59,6 +60,7 @@ def settings_of(
         "inputs": args.inputs,
         "certify": args.certify,
         "eps": eps_of(args.eps),
+        "box": args.box,
         "fixed": args.fixed,
         "std": args.std,
         "input_clipping": args.input_clipping,
@@ -76,10 +78,7 @@ def settings_of(
 
 def eps_of(text: str | None) -> float | str | None:
     """The radius for a row: a number where it is one for all inputs, else what was given."""
-    try:
-        return None if text is None else parse_eps(text)
-    except InputError:
-        return text
+    return None if text is None else read_radius(text).setting
 
 
 def row_of(

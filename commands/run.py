@@ -11,11 +11,21 @@ from typing import Any
 import torch
 
 from commands.network import Network, load_network, print_clean_accuracy
-from commands.options import branching_of, classes_of, parse_eps, seconds_of
+from commands.options import branching_of, classes_of, seconds_of
 from commands.picture import image_shape
 from commands.rows import settings_of
 from data import data_spec
-from data.points import Choice, Points, coordinates, points_of_data, points_of_file
+from data.boxes import read_box, read_radius
+from data.point_files import read_points
+from data.points import (
+    Choice,
+    Points,
+    check_labels,
+    coordinates,
+    points_of_box,
+    points_of_data,
+    points_of_file,
+)
 from lipschitz import MethodOptions, Prepared
 from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.errors import InputError
@@ -76,22 +86,28 @@ def load(args: Namespace) -> Loaded:
     device = choose_device(args.device)
     if args.data is None and args.load and args.input is None and not is_network_file(args.load):
         args.data = load_checkpoint(args.load).data
-    if args.data is None and args.input is None:
+    if args.data is None and args.input is None and args.box is None:
         raise InputError("--data is missing: name a data set of --list-data, or give --input")
     needs_box = args.eps is not None or not (args.clean or args.mono or args.certify)
-    eps = None if args.eps is None else parse_eps(args.eps)
-    if args.input is None and needs_box:
-        eps = parse_eps(args.eps)
+    if args.input is None and args.box is None and needs_box and args.eps is None:
+        raise InputError("--eps is missing: give the radius of the box in pixels, such as 0.05")
+    radius = None if args.eps is None else read_radius(args.eps)
+    box = None if args.box is None else read_box(args.box)
+    given = None if args.input is None else read_points(Path(args.input))
     facts = None if args.data is None else data_spec(args.data)
     choice = Choice(args.start, args.num_examples, args.input_clipping, needs_box=needs_box)
+    shape = given.input_shape if given is not None else None if box is None else box.input_shape
+    network = load_network(args, facts, shape)
     points = None
-    if args.input:
-        points = points_of_file(Path(args.input), eps, choice, std=args.std, facts=facts)
-    network = load_network(args, facts, None if points is None else points.x.shape[1:])
-    if points is not None and args.cnn_to_mlp:
-        raise InputError("--cnn-to-mlp with --input: convert with train_model.py --cnn-to-mlp")
-    if points is None and not args.clean:
-        points = points_of_data(facts, network.input_shape, eps or 0.0, choice, args.data_root)
+    if given is not None:
+        if args.cnn_to_mlp:
+            raise InputError("--cnn-to-mlp with --input: convert with train_model.py --cnn-to-mlp")
+        options = {"std": args.std, "facts": facts, "input_shape": network.input_shape}
+        points = points_of_file(given, radius, choice, **options)
+    elif box is not None:
+        points = points_of_box(box, network.input_shape)
+    elif not args.clean:
+        points = points_of_data(facts, network.input_shape, radius or 0.0, choice, args.data_root)
     if points is not None:
         size = prod(network.input_shape)
         points = replace(points, fixed=coordinates("--fixed", args.fixed, size))
@@ -131,6 +147,7 @@ def prepare(args: Namespace, argv: list[str], loaded: Loaded) -> Run:
         norm=args.norm,
         inputs=args.inputs,
     )
+    check_labels(loaded.points, prepared.graph.num_outputs)
     if args.classes is not None:  # else every example would be refused for the same reason
         class_rows(prepared.graph.num_outputs, classes_of(args))
     widest = max(node.shape.numel() for node in prepared.graph.nodes)
