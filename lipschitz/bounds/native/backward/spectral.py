@@ -8,8 +8,9 @@ keep a bound ``e`` on how far, in spectral norm, any true cotangents are from th
     slope product:  G diag(s),  e max |s| + || G diag(rho) ||_2
 
 Only open neurons add to the distance, and what they add is known for all rows jointly, where
-intervals of entries would assume the worst of every entry at once. Never above the product of the
-layers' norms, and exact for a point. By itself a row is the same with R = 1.
+intervals of entries would assume the worst of every entry at once. Exact for a point; where decided
+neurons stand beside open ones it may exceed the product of the layers' norms, so callers take the
+smaller of both. By itself a row is the same with R = 1.
 
 Shapes: R rows, N neurons.
 """
