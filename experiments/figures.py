@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from commands.row_file import read_rows
-from experiments.rows import METHOD_ORDER, label, size_of
+from experiments.rows import METHOD_ORDER, label, radius_text, size_of
 from lipschitz.errors import InputError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8",
 _LINES = ("-", "--", "-.")
 _MOST_COLUMNS, _PANEL, _MOST_TICKS = 3, (3.9, 3.1), 8
 _WIDE = 5  # from this ratio on an axis is logarithmic
-_BOUND = "Linf local Lipschitz constant\n(per unit of normalised input)"
+_BOUND = "local Lipschitz constant\n(per unit of the network's input)"
 _TRUE = {
     "color": "black",
     "linestyle": ":",
@@ -49,18 +49,30 @@ def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def draw_radii(means: pd.DataFrame, path: Path) -> None:
-    """Mean upper bound against eps, a panel per network, true gradients below."""
+def draw_radii(means: pd.DataFrame, path: Path, unit: str = "") -> None:
+    """Mean upper bound against eps, a panel per network, true gradients below.
+
+    Boxes that have no radius are left out where others have one, else drawn as bars.
+
+    Args:
+        means: As :func:`experiments.rows.summarise`.
+        path: Picture to write, without suffix.
+        unit: What eps is in.
+    """
 
     def draw(axis: Any, panel: pd.DataFrame) -> None:
         _lines(axis, panel, "eps", "upper_bound")
         _true_gradients(axis, panel, "eps")
         _ticks_at(axis, sorted(panel["eps"].unique()))
 
+    if means["eps"].notna().any():
+        means = means[means["eps"].notna()]
     if means["eps"].nunique() > 1:
-        _draw_panels(means, "network", draw, path, "eps (pixels)", _BOUND)
+        what = f"eps ({unit})" if unit else "eps"
+        _draw_panels(means, "network", draw, path, what, _BOUND)
         return
-    what = _BOUND.replace("\n", " ") + f", eps {means['eps'].iloc[0]:.4g}"
+    radius = radius_text(means["eps"].iloc[0])
+    what = _BOUND.replace("\n", " ") + (f", {radius}" if radius else "")
     _draw_panels(means, "network", _bars, path, what, "")
 
 
@@ -90,7 +102,7 @@ def draw_sizes(means: pd.DataFrame, folder: Path) -> list[Path]:
         several = chosen["family"].nunique() > 1
         chosen = chosen.assign(
             panel=[
-                (f"{family} " if several else "") + f"eps {eps:.4g}"
+                " ".join(filter(None, (family if several else "", radius_text(eps)))) or family
                 for family, eps in zip(chosen["family"], chosen["eps"], strict=True)
             ]
         )

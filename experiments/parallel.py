@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiments.jobs import read_jobs
 from experiments.ledger import open_ledger
+from experiments.rows import radius_of, radius_text
 from experiments.slurm import make_executor, run_on_cluster
 from experiments.workers import Patience, run_here, slots_of, visible_gpus
 from lipschitz.errors import InputError
-from utils import Parser, parse_params, run_cli
+from utils import Parser, duration, parse_params, run_cli, significant
 
 
 def build_parser() -> Parser:
@@ -54,23 +55,17 @@ def line_of(entry: dict[str, Any]) -> str:
     """The line printed for a new row or note."""
     what = f"{entry['run']}, {entry['network']}, example {entry['example']}"
     if entry.get("eps") is not None:
-        what += f", eps {float(_number(entry['eps'])):.4g}"
+        radius = radius_text(radius_of(entry["eps"]))
+        what += f", {radius or entry['eps']}"
     if "reason" in entry:
         return f"{what}: none, {entry['reason']}"
+    seconds = duration(entry["seconds"])
     if "signs" in entry:
-        return f"{what}: {len(entry['signs'])} signs, {entry['seconds']:.2f} s"
+        return f"{what}: {len(entry['signs'])} signs, {seconds} s"
     upper = entry["upper_bound"]
-    shown = "-" if upper is None else f"{upper:.4f}"
-    return (
-        f"{what}: upper {shown} lower {entry['lower_bound']:.4f} {entry['status']} "
-        f"{entry['seconds']:.2f} s"
-    )
-
-
-def _number(eps: Any) -> float:
-    from fractions import Fraction
-
-    return float(Fraction(eps)) if isinstance(eps, str) else float(eps)
+    shown = "-" if upper is None else significant(upper)
+    lower = significant(entry["lower_bound"])
+    return f"{what}: upper {shown} lower {lower} {entry['status']} {seconds} s"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from experiments.figures import draw_radii, draw_sizes, draw_traces
 from experiments.jobs import read_jobs
 from experiments.rows import read_results
 from experiments.tables import document, to_latex
+from experiments.units import axis_of
 from utils import Parser, atomic_write_bytes, run_cli
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 "table.csv": results.means.to_csv(index=False),
                 "table.tex": to_latex(results),
             }
-            draw_radii(results.means, folder / "bounds")
+            draw_radii(results.means, folder / "bounds", axis_of(results.units))
             drawn = ["bounds", *(path.name for path in draw_sizes(results.means, folder))]
             saved += [name + suffix for name in drawn for suffix in (".png", ".pdf")]
         for name, text in texts.items():

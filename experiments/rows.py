@@ -6,6 +6,7 @@ those that main.py wrote by itself the names are made from its settings.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,8 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from commands.row_file import read_rows
+from commands.row_file import latest, read_rows
+from experiments.units import Units, units_of
 from lipschitz.errors import InputError
+from lipschitz.words import ERROR
 
 # What stands in a table for the same thing said at more length: another norm, made comparable.
 _LABELS = {
@@ -56,6 +59,7 @@ class Results:
         signs: Rows of monotonicity runs.
         machines: What the rows were computed on.
         versions: Package -> versions seen.
+        units: Name of the data and units, of every row of bounds.
     """
 
     means: pd.DataFrame
@@ -63,6 +67,7 @@ class Results:
     signs: list[dict[str, Any]]
     machines: list[str]
     versions: dict[str, list[str]]
+    units: list[tuple[str, Units]]
 
 
 def read_results(paths: list[str], only: set[str] | None = None) -> Results:
@@ -88,10 +93,12 @@ def read_results(paths: list[str], only: set[str] | None = None) -> Results:
         raise InputError("the files hold no rows: run main.py with --output first")
     signs = [row for row in rows if "signs" in row]
     # Certified radii are no bounds.
-    bounds = [row for row in rows if "signs" not in row and not row.get("certify")]
+    bounds = latest(row for row in rows if "signs" not in row and not row.get("certify"))
     done = {row.get("job") for row in rows}
     notes = [note for note in notes if note["job"] not in done]
     table = named(bounds)
+    failed = table[table["status"] == ERROR] if len(table) else table
+    table = table.drop(failed.index)
     versions: dict[str, list[str]] = {}
     for row in rows:
         for package, version in (row.get("versions") or {}).items():
@@ -99,8 +106,29 @@ def read_results(paths: list[str], only: set[str] | None = None) -> Results:
             if version is not None and version not in seen:
                 seen.append(version)
     machines = dict.fromkeys(row["machine"] for row in rows if row.get("machine"))
-    reasons = _reasons(notes, table)
-    return Results(with_dashes(summarise(table), reasons), reasons, signs, list(machines), versions)
+    reasons = list(dict.fromkeys([*_reasons(notes, table), *_errors(failed)]))
+    means = with_dashes(summarise(table), reasons)
+    units = [(data_name(row["data"]), units_of(row)) for row in bounds]
+    return Results(means, reasons, signs, list(machines), versions, units)
+
+
+def data_name(source: str) -> str:
+    """The name of a data set, or that of a file without its ending and the hash of its content."""
+    name, is_file, _ = str(source).rpartition(":")
+    return name.rpartition(".")[0] or name if is_file else str(source)
+
+
+def radius_of(eps: Any) -> float:
+    """A radius as a number, NaN where there is none or not one for all inputs."""
+    try:
+        return float(Fraction(eps)) if isinstance(eps, str) else float(eps)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def radius_text(eps: float) -> str:
+    """A radius for a table or a title, '' where there is none."""
+    return "" if math.isnan(eps) else f"eps {eps:.4g}"
 
 
 def _measure_of(row: dict[str, Any]) -> str:
@@ -119,10 +147,16 @@ def named(rows: list[dict[str, Any]]) -> pd.DataFrame:
     for column in ("run", "network", "job"):
         if column not in table:
             table[column] = None
-    table["data"] = table["data"].map(lambda data: str(data).partition(".npz")[0])
-    table["upper_bound"] = pd.to_numeric(table["upper_bound"])
+    table["data"] = table["data"].map(data_name)
+    for column in ("upper_bound", "lower_bound"):  # rows of errors have none
+        table[column] = pd.to_numeric(table[column]) if column in table else math.nan
     made = table["model"] + "(" + table["model_params"].map(_arguments) + ")"
     table["network"] = table["network"].where(table["network"].notna(), made)
+    table["network"] += [
+        f", eps {eps}" if isinstance(eps, str) and math.isnan(radius_of(eps)) else ""
+        for eps in table["eps"]
+    ]
+    table["eps"] = table["eps"].map(radius_of)
     engines = table.groupby("method")["engine"].transform("nunique")
     method = table["method"].where(engines == 1, table["method"] + " on " + table["engine"])
     table["method"] = table["run"].where(table["run"].notna(), method).map(label)
@@ -144,13 +178,13 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over the examples of each network, method and radius, in the rows' order.
 
     Returns:
-        Columns: data, network, method, eps (pixels), examples, mean upper and lower bound (per
-        unit of normalised input), their ratio, how many are exact, how many were stopped by a
-        limit of time or of subdomains, mean seconds.
+        Columns: data, network, method, eps (NaN for boxes given by their ends), examples, mean
+        upper and lower bound, their ratio, how many are exact, how many were stopped by a limit of
+        time or of subdomains, mean seconds. The units are those of :mod:`experiments.units`.
     """
     if rows.empty:
         return pd.DataFrame(columns=[*GROUP, *_MEANS])
-    table = rows.groupby(GROUP, sort=False).agg(**_MEANS_OF).reset_index()
+    table = rows.groupby(GROUP, sort=False, dropna=False).agg(**_MEANS_OF).reset_index()
     table.insert(7, "ratio", table["upper_bound"] / table["lower_bound"])
     return _in_order(table)
 
@@ -185,7 +219,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     methods = [method for method in METHOD_ORDER if method in set(table["method"])]
     methods += [m for m in dict.fromkeys(table["method"]) if m not in METHOD_ORDER]
     keys = [
-        (*place(network), eps, methods.index(method))
+        (*place(network), math.isnan(eps), eps, methods.index(method))
         for network, eps, method in table[["network", "eps", "method"]].itertuples(index=False)
     ]
     order = sorted(range(len(table)), key=keys.__getitem__)
@@ -200,21 +234,33 @@ def _reasons(
     reasons = []
     for note in notes:
         if note.get("eps") is not None:
-            eps = float(Fraction(note["eps"]))
+            eps = radius_of(note["eps"])
             data = data_of.get(note["network"], "-")
             reasons.append((data, note["network"], label(note["run"]), eps, note["reason"]))
     return list(dict.fromkeys(reasons))
+
+
+def _errors(failed: pd.DataFrame) -> list[tuple[str, str, str, float, str]]:
+    """Why examples of main.py's own rows have no bounds."""
+    if failed.empty:
+        return []
+    return [
+        (*key, f"example {example}: {error}")
+        for *key, example, error in failed[[*GROUP, "example", "error"]].itertuples(index=False)
+    ]
 
 
 def with_dashes(
     means: pd.DataFrame, reasons: list[tuple[str, str, str, float, str]]
 ) -> pd.DataFrame:
     """The means with a line of nothing for each method that did not run on a network."""
-    have = {tuple(line) for line in means[GROUP].itertuples(index=False)}
-    lacking = dict.fromkeys(reason[:4] for reason in reasons if reason[:4] not in have)
+    # By the radius's text, since NaN is not equal to itself.
+    have = {(*line[:3], radius_text(line[3])) for line in means[GROUP].itertuples(index=False)}
+    lacking = {(*reason[:3], radius_text(reason[3])): reason[:4] for reason in reasons}
+    lacking = [reason for key, reason in lacking.items() if key not in have]
     if not lacking:
         return means
-    dashes = pd.DataFrame(list(lacking), columns=GROUP)
+    dashes = pd.DataFrame(lacking, columns=GROUP)
     dashes = dashes.assign(examples=0).reindex(columns=means.columns)
     return _in_order(pd.concat([means, dashes], ignore_index=True) if len(means) else dashes)
 

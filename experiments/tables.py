@@ -6,27 +6,30 @@ Every table says its units, why there is a dash, and what it was computed on.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from experiments.rows import Results, label
+from experiments.rows import Results, label, radius_text
+from experiments.units import said
+from utils import duration, significant
 
 DASH = "-"
-_FORMATS = {
-    "eps": ".4g",
-    "examples": ".0f",
-    "upper_bound": ".3f",
-    "lower_bound": ".3f",
-    "ratio": ".3f",
-    "exact": ".0f",
-    "timeouts": ".0f",
-    "seconds": ".2f",
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "eps": lambda eps: f"{eps:.4g}",
+    "examples": lambda count: f"{count:.0f}",
+    "upper_bound": significant,
+    "lower_bound": significant,
+    "ratio": lambda ratio: f"{ratio:.4g}",
+    "exact": lambda count: f"{count:.0f}",
+    "timeouts": lambda count: f"{count:.0f}",
+    "seconds": duration,
 }
-UNITS = (
-    "Means over the examples. Bounds: Linf local Lipschitz constant per unit of normalised input; "
-    "eps: radius in pixels; ratio: upper over lower bound; exact, timeouts: how many "
-    "examples (stopped by the limit of time or of subdomains; their bounds hold). "
+_COLUMNS = (
+    "Means over the examples. Bounds: local Lipschitz constant in Linf, unless the method names "
+    "another norm; eps: radius of the box; ratio: upper over lower bound; exact, timeouts: how "
+    "many examples (stopped by the limit of time or of subdomains; their bounds hold). "
     "A dash: nothing certified."
 )
 _LATEX = {
@@ -46,7 +49,7 @@ def cells_of(line: pd.Series) -> list[str]:
     cells = []
     for name, value in line.items():
         is_nothing = pd.isna(value) or (name == "examples" and value == 0)
-        cells.append(DASH if is_nothing else format(value, _FORMATS.get(name, "")))
+        cells.append(DASH if is_nothing else _FORMATS.get(name, str)(value))
     return cells
 
 
@@ -70,15 +73,19 @@ def overview(means: pd.DataFrame) -> str:
 
     Bold where all examples are exact, an asterisk where some timed out.
     """
-    cases = list(dict.fromkeys(zip(means["network"], means["eps"], strict=True)))
+    radii = [radius_text(eps) for eps in means["eps"]]
+    cases = list(dict.fromkeys(zip(means["network"], radii, strict=True)))
     methods = list(dict.fromkeys(means["method"]))
     found = {
-        (line["network"], line["eps"], line["method"]): _bound_and_seconds(line)
+        (line["network"], radius_text(line["eps"]), line["method"]): _bound_and_seconds(line)
         for _, line in means.iterrows()
     }
     rows = [
-        [f"{network}, eps {eps:.4g}", *(found.get((network, eps, m), DASH) for m in methods)]
-        for network, eps in cases
+        [
+            ", ".join(filter(None, (network, radius))),
+            *(found.get((network, radius, m), DASH) for m in methods),
+        ]
+        for network, radius in cases
     ]
     return _markdown(["network", *methods], rows)
 
@@ -103,7 +110,7 @@ def document(results: Results, title: str | None = None) -> str:
                 "Mean upper bound (mean seconds); bold: exact on all examples; *: some timed out; "
                 ">=: a lower bound only.",
             ]
-        parts += [to_markdown(results.means), UNITS]
+        parts += [to_markdown(results.means), legend(results)]
     if results.signs:
         parts += [signs_table(results.signs), SIGNS_UNITS]
     if results.reasons:
@@ -112,16 +119,25 @@ def document(results: Results, title: str | None = None) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
+def legend(results: Results) -> str:
+    """What the columns are, and in which units."""
+    return f"{_COLUMNS} {said(results.units)}"
+
+
 def reasons_of(results: Results) -> list[str]:
     """A Markdown item per method, network and reason, with the radii it concerns."""
     radii: dict[tuple[str, str, str], list[float]] = {}
     for _, network, method, eps, reason in results.reasons:
         radii.setdefault((method, network, reason), []).append(eps)
     return [
-        f"- {method} on {network}, eps {', '.join(f'{eps:.4g}' for eps in sorted(set(values)))}: "
-        f"{reason}"
+        f"- {method} on {network}{_radii(values)}: {reason}"
         for (method, network, reason), values in radii.items()
     ]
+
+
+def _radii(values: list[float]) -> str:
+    known = sorted({eps for eps in values if eps == eps})
+    return f", eps {', '.join(f'{eps:.4g}' for eps in known)}" if known else ""
 
 
 def provenance(results: Results) -> str:
@@ -138,7 +154,7 @@ def to_latex(results: Results) -> str:
     means = results.means
     columns = [str(name).replace("_", " ") for name in means.columns]
     text = sum(name in ("data", "network", "method") for name in means.columns)
-    lines = [f"% {latex_comment(UNITS)}", "% needs \\usepackage{booktabs}"]
+    lines = [f"% {latex_comment(legend(results))}", "% needs \\usepackage{booktabs}"]
     lines += [f"% {latex_comment(reason)}" for reason in reasons_of(results)]
     lines += [f"% {latex_comment(provenance(results))}"]
     lines += [
@@ -192,5 +208,5 @@ def signs_table(rows: list[dict[str, Any]]) -> str:
             seconds = sum(sign["seconds"] for sign in chosen) / len(chosen)
             shown = "**all**" if name is None else name
             verdicts = [str(counts[verdict]) for verdict in VERDICTS]
-            lines.append([network, method, shown, *verdicts, f"{seconds:.2f}"])
+            lines.append([network, method, shown, *verdicts, duration(seconds)])
     return _markdown(["network", "method", "feature", *VERDICTS, "seconds"], lines)

@@ -10,6 +10,7 @@ import pytest
 from experiments import figures, report, tables
 from experiments import rows as rows_module
 from experiments.jobs import make_job
+from experiments.parallel import line_of
 from experiments.rows import named
 from utils import run_cli
 
@@ -72,7 +73,7 @@ def test_table_holds_the_means(tmp_path):
 def test_a_method_without_upper_bound_gets_a_dash(tmp_path):
     rows = [row(), row(method="sampling", upper_bound=None, status="lower_bound_only")]
     table = means(tmp_path, rows)
-    assert "| sampling | 0.1 | 1 | - | 2.000 | - | 0 | 0 | 1.00 |" in tables.to_markdown(table)
+    assert "| sampling | 0.1 | 1 | - | 2 | - | 0 | 0 | 1 |" in tables.to_markdown(table)
     assert ">= 2 (1 s)" in tables.overview(table)
 
 
@@ -171,9 +172,9 @@ def test_signs_are_counted_by_feature(tmp_path):
         )
     ]
     text = tables.document(rows_module.read_results([write(tmp_path / "rows.jsonl", rows)]))
-    assert "| adult | bab | hours | 2 | 0 | 0 | 0 | 0 | 2.00 |" in text
-    assert "| adult | bab | **all** | 2 | 1 | 0 | 1 | 0 | 2.00 |" in text
-    assert "| adult | crown | **all** | 1 | 0 | 0 | 0 | 1 | 2.00 |" in text
+    assert "| adult | bab | hours | 2 | 0 | 0 | 0 | 0 | 2 |" in text
+    assert "| adult | bab | **all** | 2 | 1 | 0 | 1 | 0 | 2 |" in text
+    assert "| adult | crown | **all** | 1 | 0 | 0 | 0 | 1 | 2 |" in text
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,94 @@ def test_one_radius_is_drawn_as_bars(tmp_path, bound):
     assert (tmp_path / "bounds.png").stat().st_size > 5000
 
 
+FILE = {"data": "points.npz:0123456789ab", "std": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row()], "bounds per unit of normalised input, (pixel - mean) / std; eps: in pixels"),
+        ([row(**FILE)], "bounds per unit of the file's values; eps: in the same units"),
+        (
+            [row(**{**FILE, "std": "0.5"})],
+            "bounds per unit of the file's values; eps: in pixels, divided by --std",
+        ),
+        (
+            [row(**FILE, eps=None)],
+            "bounds per unit of the file's values; eps: none, the boxes are given in the file",
+        ),
+        (
+            [row(data="box -1,1", eps=None)],
+            "bounds per unit of the network's input; eps: none, the box is given by its ends",
+        ),
+        (
+            [row(), row(data="MNIST"), row(**FILE)],
+            "digits, MNIST: bounds per unit of normalised input, (pixel - mean) / std; "
+            "eps: in pixels. points: bounds per unit of the file's values; eps: in the same units",
+        ),
+    ],
+    ids=["data set", "file", "file with std", "boxes of a file", "box", "several"],
+)
+def test_the_units_are_those_of_the_rows(tmp_path, rows, said):
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert run_cli(report.main, [path, "--output", str(tmp_path)]) == 0
+    document = (tmp_path / "table.md").read_text()
+    assert f"Units: {said}." in document
+    assert f"Units: {said}." in (tmp_path / "table.tex").read_text()
+    if len(rows) == 1 and rows[0]["data"] != "digits":
+        assert "normalised" not in document
+    assert (tmp_path / "bounds.png").stat().st_size > 5000
+
+
+def test_boxes_and_radii_per_input_have_lines_of_their_own(tmp_path):
+    rows = [row(), row(example=1), row(data="box -1,1", eps=None), row(eps="0.1,0.2")]
+    rows += [row(method="ibp", eps=None, example=i, upper_bound=7.0) for i in range(2)]
+    table = means(tmp_path, rows)
+    assert sorted(table["examples"]) == [1, 1, 2, 2]
+    text = tables.document(rows_module.read_results([str(tmp_path / "rows.jsonl")]))
+    assert "| box -1,1 | net(width=4) | crown | - | 1 | 3 |" in text
+    assert "| digits | net(width=4), eps 0.1,0.2 | crown | - | 1 | 3 |" in text
+    assert "| digits | net(width=4) | ibp | - | 2 | 7 |" in text
+    assert "nan" not in text
+
+
+def test_an_example_that_failed_is_a_reason_and_no_bound(tmp_path):
+    failed = {k: v for k, v in row(example=1).items() if not k.endswith("_bound")}
+    failed |= {"status": "error", "error": "out of memory"}
+    path = write(tmp_path / "rows.jsonl", [row(), failed])
+    results = rows_module.read_results([path])
+    assert list(results.means["examples"]) == [1]
+    assert list(results.means["upper_bound"]) == [3.0]
+    said = "- crown on net(width=4), eps 0.1: example 1: out of memory"
+    assert said in tables.document(results)
+    write(tmp_path / "rows.jsonl", [failed])
+    assert run_cli(report.main, [path, "--output", str(tmp_path)]) == 0
+    assert said in (tmp_path / "table.md").read_text()
+    write(tmp_path / "rows.jsonl", [failed, row(example=1)])  # done again
+    assert rows_module.read_results([path]).reasons == []
+
+
+def test_an_interrupted_row_and_its_later_one_count_once(tmp_path):
+    rows = [row(status="interrupted", upper_bound=9.0), row(), row(status="interrupted")]
+    table = means(tmp_path, rows)
+    assert (table["examples"][0], table["upper_bound"][0], table["timeouts"][0]) == (1, 3.0, 0)
+
+
+@pytest.mark.parametrize(("bound", "shown"), [(2.26644e-5, "2.26644e-05"), (1.5e12, "1.5e+12")])
+def test_small_and_large_bounds_have_their_digits(tmp_path, bound, shown):
+    text = tables.to_markdown(means(tmp_path, [row(upper_bound=bound)]))
+    assert f"| {shown} |" in text
+    line = line_of({**collected("crown", "net", upper_bound=bound), "eps": "1/10"})
+    assert line.startswith(f"crown, net, example 0, eps 0.1: upper {shown} lower 2 ")
+
+
 def test_script_writes_table_and_picture(tmp_path):
     path = write(tmp_path / "rows.jsonl", [row(), row(eps=0.2), row(model="other", method="ibp")])
     script = Path(report.__file__)
     command = [sys.executable, str(script), path, "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = "| digits | net(width=4) | crown | 0.1 | 1 | 3.000 | 2.000 | 1.500 | 0 | 0 | 1.00 |"
+    expected = "| digits | net(width=4) | crown | 0.1 | 1 | 3 | 2 | 1.5 | 0 | 0 | 1 |"
     assert expected in done.stdout
     assert (tmp_path / "out/table.md").read_text() in done.stdout
     assert (tmp_path / "out/bounds.png").read_bytes().startswith(b"\x89PNG")
