@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import CASES, mlp
 from oracles import jacobian, jacobians, points_in_box
+from shared import graph_of
 from sign_checks import contradictions, line_problem
 from torch import nn
 
@@ -60,9 +61,9 @@ def test_docstring_example():
 @pytest.mark.parametrize("eps", [0.0, 0.1, 1.0])
 def test_sampled_gradients_never_contradict(case, eps):
     model, x = case.model(), case.point()
-    problem = box_problem(build_graph(model, case.input_shape), x, eps)
+    problem = box_problem(graph_of(case), x, eps)
     features = range(min(x.numel(), 4))
-    signs = entry_signs(problem, features, limits=SignLimits(timeout=0.5))
+    signs = entry_signs(problem, features, limits=SignLimits(timeout=0.15))
     points = points_in_box(problem.lower, problem.upper, 300)
     assert not contradictions(model, problem, signs, points)
     if eps == 0.0:
@@ -72,8 +73,7 @@ def test_sampled_gradients_never_contradict(case, eps):
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_one_free_feature_is_always_decided(case):
     """Exactness: on a line the truth is seen by dense sampling, and nothing may stay open."""
-    model, x = case.model(), case.point()
-    graph = build_graph(model, case.input_shape)
+    model, x, graph = case.model(), case.point(), graph_of(case)
     for feature in range(min(x.numel(), 3)):
         problem = line_problem(graph, x, feature, -1.0, 2.0)
         signs = entry_signs(problem, [feature], limits=QUICK)

@@ -1,15 +1,11 @@
 from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
-from cases import CASES, REFERENCES
-from oracles import (
-    exact_preactivations,
-    jacobian,
-    jacobians,
-    network_at_its_kinks,
-    points_in_box,
-)
+from cases import CASES, REFERENCES, Case
+from oracles import exact_preactivations, jacobian, network_at_its_kinks
+from shared import graph_of, problem_of, sampled_jacobians
 
 from lipschitz.bounds.lirpa import bounds as lirpa_bounds
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
@@ -17,6 +13,11 @@ from lipschitz.bounds.native.interval import interval_norm_bound
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.relaxation import LineBounds, slope_product_lines
+
+
+@cache
+def engine_of(case: Case) -> LirpaEngine:
+    return LirpaEngine(graph_of(case))
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda r: f"{r.file}@{r.eps}")
@@ -39,29 +40,23 @@ def test_reference_networks(reference, dtype):
 @pytest.mark.parametrize("eps", [0.0, 1e-3, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("optimize", [False, True])
 def test_no_sampled_gradient_beats_a_bound(case, eps, optimize):
-    model = case.model()
-    graph = build_graph(model, case.input_shape)
-    problem = make_problem(graph, case.point(), eps)
-    found = LirpaEngine(graph).crown(problem, optimize=optimize)
-    sampled = jacobians(model, points_in_box(problem.lower, problem.upper, 50))
+    found = engine_of(case).crown(problem_of(case, eps), optimize=optimize)
+    sampled = sampled_jacobians(case, eps)
     assert (sampled >= found.norm.entries.lower - 1e-9).all()
     assert (sampled <= found.norm.entries.upper + 1e-9).all()
     assert (sampled.abs().flatten(2).sum(2) <= found.class_upper_bounds).all()
     if eps == 0:
-        expected = jacobian(model, case.point()).abs().flatten(1).sum(1)
+        expected = jacobian(case.model(), case.point()).abs().flatten(1).sum(1)
         torch.testing.assert_close(found.class_upper_bounds, expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_interval_bounds_are_the_native_ones(case):
-    graph = build_graph(case.model(), case.input_shape)
-    problem = make_problem(graph, case.point(), 0.2)
-    native = interval_norm_bound(graph, problem.lower, problem.upper, problem.rows)
-    ours = LirpaEngine(graph).ibp(problem)
-    torch.testing.assert_close(ours, native, rtol=1e-9, atol=1e-9)
-    assert (
-        LirpaEngine(graph).crown(problem, optimize=False).class_upper_bounds <= native * (1 + 1e-9)
-    ).all()
+    problem, engine = problem_of(case, 0.2), engine_of(case)
+    native = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    torch.testing.assert_close(engine.ibp(problem), native, rtol=1e-9, atol=1e-9)
+    linear = engine.crown(problem, optimize=False).class_upper_bounds
+    assert (linear <= native * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("name", ["mlp3", "convolution", "residual_convolution"])
