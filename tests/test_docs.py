@@ -320,6 +320,19 @@ def test_blocks_of_page(name, folder, capfd):
         pytest.skip(f"blocks that need {', '.join(sorted(set(missing)))}; the others passed")
 
 
+_SOURCE = re.compile(r"`((?:lipschitz|commands|experiments|benchmarks|tests|docs)/[\w./-]+)`")
+
+
+def missing_files(page: str) -> list[str]:
+    """Files of the project that a page names and that are not there."""
+    return [name for name in _SOURCE.findall(page) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_exist(name):
+    assert missing_files((ROOT / name).read_text()) == []
+
+
 # -- the test itself -----------------------------------------------------------------------------
 
 FENCE = "```"
@@ -375,6 +388,11 @@ def test_commands_run_with_continued_lines_and_output(folder, capfd):
     assert "avg_lip" in capfd.readouterr().out
 
 
+def test_missing_file_is_found():
+    page = "In `lipschitz/relaxation.py` and `lipschitz/no_such_file.py`."
+    assert missing_files(page) == ["lipschitz/no_such_file.py"]
+
+
 def test_missing_packages_are_named(folder):
     page = f"<!-- needs: no_such_package -->\n{FENCE}python\nraise ValueError\n{FENCE}\n"
     assert run_page(page, "page.md") == ["no_such_package"]
@@ -394,3 +412,40 @@ def test_site_builds_strictly(tmp_path):
     )
     assert build.returncode == 0, build.stderr
     assert list(tmp_path.glob("theory/*.html"))
+
+
+def _hook():
+    pytest.importorskip("latex2mathml", reason="needs latex2mathml (requirements-docs.txt)")
+    path = ROOT / "docs/hooks/self_contained.py"
+    spec = importlib.util.spec_from_file_location("self_contained", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Page:
+    class file:
+        src_path = "page.md"
+
+
+def test_formulas_become_mathml_and_unknown_ones_are_a_warning(caplog):
+    hook = _hook()
+    good = r'<p><span class="arithmatex">\(a &lt; \alpha_1\)</span></p>'
+    assert "<math" in hook.on_page_content(good, page=_Page)
+    assert not caplog.records
+    hook.on_page_content(r'<span class="arithmatex">\(\no{x}\)</span>', page=_Page)
+    assert "page.md" in caplog.text
+
+
+def test_page_that_loads_from_elsewhere_is_a_warning(caplog):
+    hook = _hook()
+    hook.on_post_page('<a href="https://example.org">x</a><img src="a.png">', page=_Page)
+    assert not caplog.records
+    for loaded in (
+        '<script async src="https://example.org/x.js">',
+        "<img src=//example.org/x.png>",
+        '<link href="https://example.org/x.css" rel="stylesheet">',
+    ):
+        caplog.clear()
+        hook.on_post_page(loaded, page=_Page)
+        assert "example.org" in caplog.text, loaded

@@ -19,10 +19,12 @@ _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>',
     re.DOTALL,
 )
-_LOADED = re.compile(
-    r'<(?:script|img|iframe|link\b[^>]*rel="?(?:stylesheet|preconnect|preload))\b[^>]*?'
-    r'(?:src|href)="?(?:https?:)?//[^">\s]*'
+# Tags that make a browser load something; a link only for what a page is drawn with.
+_LOADING = re.compile(
+    r"<(?:script|img|iframe|source|video|audio|object|embed)\b[^>]*>"
+    r"|<link\b(?=[^>]*\brel=\"?(?:stylesheet|preconnect|preload|modulepreload|icon))[^>]*>"
 )
+_ELSEWHERE = re.compile(r"\b(?:src|href|data)=\"?(?:https?:)?//")
 
 
 def formula(tex: str, *, block: bool) -> str:
@@ -54,6 +56,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Warns of what one page would load from another host; called by mkdocs."""
-    for loaded in _LOADED.findall(output):
-        _LOG.warning("%s: loads from elsewhere: %s", page.file.src_path, loaded)
+    for tag in _LOADING.findall(output):
+        if _ELSEWHERE.search(tag):
+            _LOG.warning("%s: loads from elsewhere: %s", page.file.src_path, tag)
     return output
