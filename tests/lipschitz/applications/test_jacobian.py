@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, REFERENCES, mlp
 from oracles import jacobian, jacobians, points_in_box
+from shared import graph_of, sampled_jacobians
 from torch import nn
 
 import lipschitz.applications.jacobian
@@ -16,10 +17,6 @@ from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear
 
 EPS = [0.0, 1e-3, 0.1, 1.0, 30.0]
-
-
-def graph_of(case, model):
-    return build_graph(model, case.input_shape)
 
 
 def sampled(model, x, eps, count=150):
@@ -45,11 +42,10 @@ def test_docstring_examples():
 @pytest.mark.parametrize("optimize", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_sampled_jacobians_stay_inside(case, optimize, engine):
-    model, x = case.model(), case.point()
-    graph = graph_of(case, model)
+    graph, x = graph_of(case), case.point()
     for eps in EPS if engine == "native" else [0.1]:
         bounds = jacobian_bounds(graph, x, eps, optimize=optimize, engine=engine)
-        values = sampled(model, x, eps)
+        values = sampled_jacobians(case, eps, count=150)
         assert bounds.lower.shape == values.shape[1:]
         assert holds(bounds, values, scale(values))
 
@@ -57,13 +53,12 @@ def test_sampled_jacobians_stay_inside(case, optimize, engine):
 @pytest.mark.parametrize("engine", ["native", "auto_lirpa"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_sampled_directional_derivatives_stay_inside(case, engine):
-    model, x = case.model(), case.point()
-    graph = graph_of(case, model)
+    graph, x = graph_of(case), case.point()
     generator = torch.Generator().manual_seed(3)
     directions = torch.randn(4, *case.input_shape, generator=generator, dtype=torch.float64)
     for eps in (0.0, 0.1, 1.0) if engine == "native" else (0.1,):
         bounds = jvp_bounds(graph, x, eps, directions, engine=engine)
-        values = sampled(model, x, eps).flatten(2) @ directions.flatten(1).T
+        values = sampled_jacobians(case, eps, count=150).flatten(2) @ directions.flatten(1).T
         assert bounds.lower.shape == values.shape[1:]
         assert holds(bounds, values, scale(values))
 
@@ -86,7 +81,7 @@ def test_bounds_off_by_a_thousandth_are_caught():
     "case", [c for c in CASES if c.name != "steep_leaky_relu"], ids=lambda c: c.name
 )
 def test_engines_agree_without_alpha(case):
-    graph, x = graph_of(case, case.model()), case.point()
+    graph, x = graph_of(case), case.point()
     directions = torch.ones(1, *case.input_shape, dtype=torch.float64)
 
     def both(engine, eps):
@@ -103,7 +98,7 @@ def test_engines_agree_without_alpha(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_radius_zero_is_the_gradient(case):
     model, x = case.model(), case.point()
-    bounds, truth = jacobian_bounds(graph_of(case, model), x, 0.0), jacobian(model, x)
+    bounds, truth = jacobian_bounds(graph_of(case), x, 0.0), jacobian(model, x)
     torch.testing.assert_close(bounds.lower, truth, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(bounds.upper, truth, rtol=1e-9, atol=1e-12)
 
