@@ -43,6 +43,7 @@ LIBRARY = [
     "lipschitz.bounds.native.backward",
     "lipschitz.bounds.native.terms",
     "lipschitz.bounds.native.crown",
+    "lipschitz.bounds.native.joint",
     "lipschitz.bounds.native.alpha",
     "lipschitz.bounds.native",
     "lipschitz.bounds.witness",

@@ -9,7 +9,6 @@ Shapes: coefficients are [B, K, *shape] with B boxes and K rows each.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares, margin
@@ -85,15 +84,3 @@ def _adjoint(term: Term, rows: Tensor) -> list[Tensor]:
 
 def _sum(values: Tensor) -> Tensor:
     return values.flatten(2).sum(2)
-
-
-@torch.no_grad()
-def plain_upper_bound(
-    relaxations: Relaxations,
-    start: int,
-    coefficients: Tensor,
-    constants: dict[int, Tensor],
-    box: tuple[Tensor, Tensor],
-) -> Tensor:
-    """:func:`upper_bound` with nothing optimised."""
-    return upper_bound(relaxations, start, coefficients, constants, box)

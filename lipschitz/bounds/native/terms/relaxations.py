@@ -14,7 +14,6 @@ Shapes: coefficients are [B, K, *shape] with B boxes and K rows each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -58,7 +57,6 @@ class Relaxations:
     Args:
         terms: The graph.
         intervals: Of its terms.
-        slopes: Lines to start from, by term; made from the intervals if missing.
     """
 
     terms: Terms
@@ -82,9 +80,10 @@ class Relaxations:
         """The shares of a term to begin with, [B, K, *shape] each; none if nothing is free."""
         term = self.terms.terms[index]
         if term.is_product:
-            first = self.intervals.bounds[term.parents[0]]
-            weight = torch.full_like(first.lower, 0.5)
-            return {(index, "weight"): _per_row(weight, batch, rows)}
+            second = self.intervals.bounds[term.parents[1]]
+            run = second.upper - second.lower
+            chord = torch.where(run > 0, second.upper / torch.where(run > 0, run, 1.0), 0.5)
+            return {(index, "weight"): _per_row(chord.clamp(0, 1), batch, rows)}
         if term.function is None or not term.function.free_lines:
             return {}
         least, most = self._slope_range(index)
@@ -163,6 +162,3 @@ def _per_row(values: Tensor, batch: int, rows: int) -> Tensor:
 def margin(magnitude: Tensor) -> Tensor:
     """How far rounding may have moved a sum whose terms add up to a magnitude, same shape."""
     return guard(magnitude.dtype) * magnitude
-
-
-Relax = Callable[[int, Tensor, Shares], tuple[Tensor, ...]]
