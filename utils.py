@@ -287,7 +287,10 @@ def use_threads_that_pay(numbers_per_operation: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _tool_version() -> str:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short", "HEAD"]
+    home = Path(__file__).resolve().parent
+    if not (home / ".git").exists():
+        return __version__  # installed, perhaps inside a user's own repository
+    command = ["git", "-C", str(home), "rev-parse", "--short", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_decoys import write_decoys
 
+import utils
 from lipschitz import __version__
 
 if sys.version_info >= (3, 11):
@@ -212,6 +213,13 @@ def test_an_early_interrupt_is_one_line(installed, folder, delay):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "error: interrupted\n")
+
+
+def test_an_installed_tool_takes_no_repository_around_it_for_its_own(monkeypatch):
+    """Such as a user's, in which the environment lies."""
+    tool_version = utils._tool_version.__wrapped__
+    monkeypatch.setattr(utils, "__file__", str(ROOT / "lipschitz" / "utils.py"))
+    assert tool_version() == __version__
 
 
 def pins(file: str) -> list[Requirement]:
