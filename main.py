@@ -15,7 +15,6 @@ from tqdm import tqdm
 from commands.introduction import called, introduction
 from commands.lists import print_lists
 from commands.options import check_options
-from commands.row_file import append_row, read_rows
 from lipschitz.bounds.methods import METHODS
 from lipschitz.words import ERROR, HEURISTICS, INPUTS, INTERRUPTED, OUTPUTS
 from utils import Parser, importing, run_cli
@@ -132,9 +131,13 @@ def build_parser() -> Parser:
         "or, with --eps, all within eps; --timeout is then per feature, output and sign",
     )
     mono.add_argument("--features", metavar="I,...", help="features (default: the table's numbers)")
-    mono.add_argument("--csv", metavar="FILE.csv", help="a line per example, feature and output")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="ROWS.jsonl", help="append a row per example; resumes")
+    out.add_argument(
+        "--csv",
+        metavar="FILE.csv",
+        help="append a line per example, with --mono per example, feature and output",
+    )
     out.add_argument(
         "--picture",
         metavar="FILE.png",
@@ -163,42 +166,38 @@ def bound_examples(run: Run) -> int:
     from commands.advice import advice
     from commands.certify import certify_line, certify_summary
     from commands.examples import row_of_example
+    from commands.output_files import open_outputs
     from commands.picture import draw, path_of
     from commands.rows import error_line, line_of, summary_of
 
     args, rows, hinted = run.args, [], False
     found: list[tuple[LocalProblem, LipschitzResult]] = []
     line, summary = (certify_line, certify_summary) if args.certify else (line_of, summary_of)
-    done = {
-        row.get("example"): row
-        for row in (read_rows(args.output) if args.output else [])
-        if row.get("status") not in (INTERRUPTED, ERROR)
-        and all(row.get(key) == value for key, value in run.settings.items())
-    }
-    for index in tqdm(range(len(run.points.x)), "examples", disable=args.quiet or None):
-        example = args.start + index
-        if example in done:
-            rows.append(done[example])
-            continue
-        found.clear()
-        row = row_of_example(run, index, lambda *both: found.append(both))
-        if args.output:
-            append_row(args.output, row)
-        rows.append(row)
-        failed = row["status"] == ERROR
-        tqdm.write(
-            error_line(row) if failed else line(row), file=sys.stderr if failed else sys.stdout
-        )
-        sys.stdout.flush()
-        hint = None if args.quiet else advice(args, run.argv, row, called())
-        if hint is not None and not hinted:
-            tqdm.write(f"hint: {hint}", file=sys.stderr)
-            hinted = True
-        if args.picture and found:
-            path = path_of(args.picture, example, several=len(run.points.x) > 1)
-            draw(path, *found[0], example=example, label=row["label"])
-        if row["status"] == INTERRUPTED:
-            break
+    with open_outputs(args.output, args.csv) as outputs:
+        examples = range(args.start, args.start + len(run.points.x))
+        done = outputs.done(run.settings, examples)
+        for index, example in enumerate(tqdm(examples, "examples", disable=args.quiet or None)):
+            if example in done:
+                rows.append(done[example])
+                continue
+            found.clear()
+            row = row_of_example(run, index, lambda *both: found.append(both))
+            rows.append(row)
+            failed = row["status"] == ERROR
+            tqdm.write(
+                error_line(row) if failed else line(row), file=sys.stderr if failed else sys.stdout
+            )
+            sys.stdout.flush()
+            outputs.append(row)  # after the line: a disk that is full costs nobody the bound
+            hint = None if args.quiet else advice(args, run.argv, row, called())
+            if hint is not None and not hinted:
+                tqdm.write(f"hint: {hint}", file=sys.stderr)
+                hinted = True
+            if args.picture and found:
+                path = path_of(args.picture, example, several=len(examples) > 1)
+                draw(path, *found[0], example=example, label=row["label"])
+            if row["status"] == INTERRUPTED:
+                break
     good = [row for row in rows if row["status"] != ERROR]
     if good:
         print(summary(good))

@@ -14,6 +14,7 @@ from torch import nn
 
 import main
 from commands import examples
+from commands.row_file import RowFile
 from data import points
 from models.checkpoint import Checkpoint, save_checkpoint
 from utils import run_cli
@@ -347,7 +348,7 @@ def test_an_interrupted_row_is_done_again():
     (row,) = rows()
     Path("rows.jsonl").write_text(json.dumps({**row, "status": "interrupted"}) + "\n")
     assert run(*argv) == 0
-    assert [r["status"] for r in rows()] == ["interrupted", "exact"]
+    assert [r["status"] for r in rows()] == ["exact"]
 
 
 def test_a_timeout_leaves_certified_bounds():
@@ -790,3 +791,30 @@ def test_advice_and_pictures_come_beside_the_bounds(capsys):
     assert len(hints) == 1
     assert "--method alpha" in hints[0]
     assert sorted(path.name for path in Path().glob("*.png")) == ["maps_0.png", "maps_1.png"]
+
+
+def test_rows_as_a_table_which_resumes(capsys):
+    argv = [*OWN_RUN, "--csv", "rows.csv"]
+    assert run(*argv, "--num-examples", "2") == 0
+    assert run(*argv, "--num-examples", "3", "--output", "rows.jsonl") == 0
+    header, *lines = Path("rows.csv").read_text().splitlines()
+    assert header.startswith("example,label,status,upper_bound,lower_bound")
+    assert [line.split(",")[0] for line in lines] == ["0", "1", "2"]
+    assert len(rows()) == 3
+    capsys.readouterr()
+    assert run(*argv, "--num-examples", "3") == 0
+    assert "nothing to compute" in capsys.readouterr().err
+
+
+def test_a_file_in_use_is_refused_by_name(capsys):
+    with RowFile("rows.jsonl"):
+        refused([*OWN_RUN, "--output", "rows.jsonl"], f"{os.getpid()}", capsys)
+    assert run(*OWN_RUN, "--output", "rows.jsonl") == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_the_bound_is_printed(capsys):
+    assert run(*OWN_RUN, "--output", "/dev/full") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
