@@ -146,7 +146,7 @@ def test_main_takes_every_option_that_is_queued(stubbed, script, smoke):
         assert limited == {"lipsdp", "alpha", "sdp", "lipmip", "lipbab", "bab_paper", "bab"}
 
 
-def wait_for(happened: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(happened: Callable[[], object], seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
@@ -159,9 +159,10 @@ def descendants(process: int) -> dict[int, str]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            command = (folder / "cmdline").read_text()
             if state != "Z":
                 parents[int(folder.name)] = int(parent)
-                commands[int(folder.name)] = (folder / "cmdline").read_text()
+                commands[int(folder.name)] = command
     found = {process}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
@@ -180,7 +181,12 @@ def test_sigterm_to_a_script_ends_its_workers(tmp_path):
     """A batch system knows the script's process alone."""
     arguments = ["--smoke", "--output", str(tmp_path), "--sizes", "64", "--eps", "0.5"]
     arguments += ["--examples", "1", "--methods", "bab_paper", "--timeout", "60", "--epochs", "1"]
-    env = {**os.environ, "PYTHON": sys.executable, "MODELS": str(tmp_path)}
+    env = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        "MODELS": str(tmp_path),
+    }
     script = subprocess.Popen(
         [str(EXPERIMENTS / "synthetic_mlp_width.sh"), *arguments],
         stdout=subprocess.PIPE,
@@ -193,8 +199,8 @@ def test_sigterm_to_a_script_ends_its_workers(tmp_path):
         started = descendants(script.pid)
         assert any("popen_loky" in command for command in started.values())
         script.terminate()
-        assert script.wait(timeout=30) == 143
-        wait_for(lambda: not any(map(is_running, started)), 10)
+        assert script.wait(timeout=60) == 143
+        wait_for(lambda: not any(map(is_running, started)), 30)
         assert "1 of 1 jobs are left, the same command goes on" in script.stderr.read()
     finally:
         script.kill()
@@ -215,13 +221,13 @@ def test_sigterm_to_a_script_of_scripts_ends_all_of_them(stubbed, name):
     sleeping = {"smoke": 2, "offline": 1}[name]
 
     def are_asleep() -> bool:
-        return sum("77" in c for c in descendants(script.pid).values()) == sleeping
+        return sum("sleep\x0077" in c for c in descendants(script.pid).values()) == sleeping
 
     wait_for(are_asleep)
     started = descendants(script.pid)
     script.terminate()
-    assert script.wait(timeout=10) == 143
-    wait_for(lambda: not any(map(is_running, started)), 10)
+    assert script.wait(timeout=30) == 143
+    wait_for(lambda: not any(map(is_running, started)), 30)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +253,12 @@ def test_a_real_smoke_run_ends_with_tables_and_resumes(tmp_path):
     """Two of three methods run; the other becomes a dash with its reason."""
     arguments = ["--smoke", "--output", str(tmp_path), "--sizes", "8"]
     arguments += ["--methods", "ibp sampling no_such"]
-    env = {**os.environ, "PYTHON": sys.executable, "MODELS": str(tmp_path)}
+    env = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        "MODELS": str(tmp_path),
+    }
     script = str(EXPERIMENTS / "synthetic_mlp_width.sh")
 
     def run() -> str:
