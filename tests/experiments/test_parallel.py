@@ -13,13 +13,19 @@ import pytest
 from cases import REFERENCE, ROOT
 
 from experiments import parallel
-from experiments.jobs import make_job, read_jobs
+from experiments.jobs import make_job, read_jobs, run_job
 from experiments.slurm import shares_of
 from lipschitz.errors import InputError
 from utils import run_cli
 
 SIMPLE = f"--data simple --model simple_mlp_3layer --width 32 --load {REFERENCE}/"
 WIDTH_32 = SIMPLE + "simple_mlp_3layer_32.pth"
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    """The process that hands out the jobs need not import torch to count GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 def write_jobs(path: Path, lines: list[tuple[str, str]]) -> Path:
@@ -91,7 +97,15 @@ def test_a_worker_killed_in_the_middle_costs_no_row(tmp_path, capsys):
     assert rows(out) == found
 
 
-def test_what_main_refuses_becomes_a_note(tmp_path, capsys):
+def test_what_main_refuses_becomes_a_note(tmp_path, capsys, monkeypatch):
+    """In this process: what processes add is tested above and with the workers."""
+
+    def run_in_turn(jobs, parts, slots, patience, watch):
+        for job in jobs:
+            run_job(job, parts)
+        watch()
+
+    monkeypatch.setattr(parallel, "run_here", run_in_turn)
     mono = f"{WIDTH_32} --mono --features 0,3 --timeout 1"
     lines = [("nonsense", f"{WIDTH_32} --eps 0.1 --method nonsense"), ("signs", mono)]
     lines.append(("unknown option", f"{WIDTH_32} --no-such-option"))

@@ -25,7 +25,7 @@ PAIRS = [
     if entry.extra is None and entry.certifies != LOWER
 ]
 # A search's bounds, and those of an optimisation, hold whenever it is stopped.
-OPTIONS = MethodOptions(timeout=0.05, slopes=SlopeOptimization(iterations=5))
+OPTIONS = MethodOptions(timeout=0.05, slopes=SlopeOptimization(iterations=3))
 # Large gradients are looked for once for all methods, not by each of them.
 FEW = Sampling(num_random=4, ascent_steps=2)
 # Each method's bound is at most that of the one before it, on the same box and engine.
