@@ -50,7 +50,7 @@ def reference_problem(file: str, eps: float, dtype=torch.float64):
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_between_true_gradients_and_the_linear_bound(case: Case, dtype, norm):
     problem = problem_of(case, 0.7, dtype, norm)
-    outcome = sdp_bounds(problem, SdpOptions(timeout=5, sweeps=15))
+    outcome = sdp_bounds(problem, SdpOptions(timeout=5, sweeps=10))
     gradients = sampled_jacobians(case, 0.7, dtype, 200).flatten(2)
     true = (gradients.norm(dim=2) if norm == "2" else gradients.abs().sum(2)).amax(0)
     rounding = 1e-5 if dtype == torch.float32 else 1e-9
@@ -192,7 +192,7 @@ def test_a_thousand_unstable_neurons_are_no_obstacle():
     torch.manual_seed(0)
     model = build_model("mnist_cnn_4layer").eval()
     x = torch.rand(1, 28, 28)
-    problem = make_problem(build_graph(model, x.shape), x, 0.03)
+    problem = make_problem(build_graph(model, x.shape), x, 0.02)
     problem = dataclasses.replace(problem, rows=problem.rows[:1], row_names=("0",))
     root = native_crown(problem)
     assert largest_size(problem, root) > 1500
