@@ -12,7 +12,8 @@ How a page's blocks are read (this is what writers of pages need to know):
   redirection ends what is looked at.
 - ```` ```json ````, ```` ```toml ```` and ```` ```yaml ```` blocks must be of that format (json:
   one value, or a value a line).
-- Blocks without a language, or `text`, are output or files and are not looked at. `bibtex` too.
+- Blocks without a language, or `text`, are output or files; they must not hold commands. So is
+  `bibtex`.
   Any other language is an error, so that nothing escapes.
 
 An HTML comment on the line before a block changes this; several may follow each other:
@@ -69,6 +70,9 @@ STORED = [
 ]
 SHOWN = {"", "text", "bibtex"}
 TAKEN_FOR_GRANTED = {"mkdir", "cd", "ls", "cat", "head", "tail", "git"}
+_COMMAND = re.compile(
+    r"^(?:\$ )?(?:python |pip |lipschitz(?:-train)? |(?:\./|experiments/)\w+\.sh\b).*", re.MULTILINE
+)
 _MARKER = re.compile(r"\s*<!--\s*(parse only|exit \d+|needs):\s*(.+?)\s*-->\s*")
 
 
@@ -296,6 +300,8 @@ def run_page(page: str, name: str) -> list[str]:
                 check_data(block)
             else:
                 assert block.language in SHOWN, f"unknown language {block.language!r}"
+                commands_in_it = _COMMAND.findall(block.text)
+                assert not commands_in_it, f"commands want ```bash: {commands_in_it[0]!r}"
         except (Exception, SystemExit) as error:
             raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
     return missing
@@ -352,6 +358,7 @@ FENCE = "```"
         ("console", "$ python train_model.py --no-such-option\nerror", "exit code 2"),
         ("json", "{1: 2}", "JSONDecodeError"),
         ("rust", "fn main() {}", "unknown language"),
+        ("", "example 0\npython main.py --eps 1", "commands want"),
     ],
 )
 def test_failing_block_is_found(language, text, says, folder, capfd):
