@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.methods import GLOBAL, METHODS, check_measure, choose_engine
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.outcome import (
@@ -30,7 +31,7 @@ from lipschitz.result import LipschitzResult
 from lipschitz.search.interface import Progress
 from lipschitz.search.options import BranchOptions, check_branching
 from lipschitz.search.run import bound_by_branching
-from lipschitz.words import EXACT, INTERRUPTED, Asked, norm_name
+from lipschitz.words import BOUND, EXACT, INTERRUPTED, TIMEOUT, Asked, norm_name
 
 if TYPE_CHECKING:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
@@ -133,17 +134,23 @@ class Prepared:
             )
         check_measure(self.method, self.engine, problem.measure.asked)
         begin = time.perf_counter()
-        outcome, found = self._outcome(problem, sampling)
+        timed = self.engine in METHODS[self.method].timed_on
+        clock = Clock.of(self.options.timeout) if timed else UNLIMITED
+        outcome, found = self._outcome(problem, sampling, clock)
+        status, not_reached = outcome.status, (*outcome.not_reached, *clock.not_reached)
+        if not_reached and status == BOUND:
+            status = TIMEOUT
         upper_bounds, root_bounds = outcome.class_upper_bounds, outcome.root_upper_bounds
         best = int(found.norms.argmax())
         upper_bound, lower_bound = float(upper_bounds.max()), float(found.norms[best])
-        is_exact = upper_bound <= lower_bound * (1 + tolerance)
+        if status != INTERRUPTED and upper_bound <= lower_bound * (1 + tolerance):
+            status, not_reached = EXACT, ()
         return LipschitzResult(
             upper_bound=upper_bound,
             lower_bound=lower_bound,
             class_upper_bounds=tuple(upper_bounds.tolist()),
             root_upper_bound=upper_bound if root_bounds is None else float(root_bounds.max()),
-            status=EXACT if is_exact and outcome.status != INTERRUPTED else outcome.status,
+            status=status,
             witness=found.witnesses[best] if lower_bound > 0 else None,
             method=self.method,
             engine=self.engine,
@@ -156,10 +163,11 @@ class Prepared:
             outputs=problem.outputs,
             inputs=problem.inputs,
             solver_gap=outcome.solver_gap,
+            not_reached=not_reached,
         )
 
     def _outcome(
-        self, problem: LocalProblem, sampling: Sampling | None
+        self, problem: LocalProblem, sampling: Sampling | None, clock: Clock
     ) -> tuple[Outcome, GradientNorms]:
         """What the method finds, and true gradients: its own, as it looks harder, or sampled ones.
 
@@ -168,7 +176,7 @@ class Prepared:
         outcome = None
         try:
             outcome = run_bounder(self._bounder, problem)
-            return outcome, outcome.found or sample_gradients(problem, sampling)
+            return outcome, outcome.found or sample_gradients(problem, sampling, clock=clock)
         except KeyboardInterrupt:
             method = METHODS[self.method]
             if not method.searches:

@@ -69,7 +69,7 @@ def is_ever_positive(
     begin = time.perf_counter()
     first = search.root().take(slice(query, query + 1))
     pool = DomainPool(first.take(first.upper_bound > 0))
-    count, closed, domains = limits.batch_size, 0.0, 0
+    count, closed, domains, needed = limits.batch_size, 0.0, 0, 0.0
     witness: Tensor | None = None
 
     def look(report: Report) -> Batch:
@@ -82,13 +82,16 @@ def is_ever_positive(
             best = int(values.argmax())
             if float(values[best]) > 0:
                 witness = report.points[best].clone()
-        left = report.subdomains
-        return left.take(left.upper_bound > 0)
+        open_ = report.subdomains
+        return open_.take(open_.upper_bound > 0)
 
     while witness is None and pool.largest() > 0:
         now = time.perf_counter() - begin
-        if now >= limits.timeout or domains >= limits.max_domains:
+        left = limits.timeout - now
+        if left <= 0 or (count == 1 and needed > left) or domains >= limits.max_domains:
             break
+        if needed > left:  # fewer subdomains rather than a round that is not done in time
+            count = max(1, int(count * left / needed))
         slots = pool.strongest(count, 0.0)
         parents = look(search.refine(pool.read(slots)))
         is_leaf = parents.choice < 0
@@ -100,7 +103,9 @@ def is_ever_positive(
             domains += len(children)
             pool.add(children.take(children.upper_bound > 0))
         pool.drop(slots)
-        if time.perf_counter() - begin - now > 0.1 * limits.timeout:
+        needed = time.perf_counter() - begin - now
+        if needed > 0.1 * limits.timeout:
+            needed *= max(1, count // 2) / count
             count = max(1, count // 2)
-    left = max(pool.largest(), closed)  # at least 0, where a negative bound was not looked for
-    return SignAnswer(min(float(first.upper_bound), left), witness, domains)
+    most = max(pool.largest(), closed)  # at least 0, where a negative bound was not looked for
+    return SignAnswer(min(float(first.upper_bound), most), witness, domains)

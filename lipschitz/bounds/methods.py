@@ -19,12 +19,15 @@ from lipschitz.words import Asked
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lipschitz.bounds.outcome import Bounder
+    from lipschitz.bounds.clock import Clock
+    from lipschitz.bounds.outcome import Bounder, Outcome
     from lipschitz.network.graph import Graph
     from lipschitz.problem import LocalProblem
 
 LOCAL, GLOBAL = "local", "global"
 UPPER, EXACT_IN_TIME, LOWER = "upper bound", "exact given time", "lower bound"
+# Of the time of a method that finds no true gradients itself.
+_SHARE_OF_UPPER = 0.75
 # ||J||_1 <= sqrt(D) ||J||_2 for D inputs.
 FROM_L2 = "L2 x sqrt(D)"
 # Engine -> the package it needs, and how it is got.
@@ -45,8 +48,9 @@ class Method:
         scope: Where its bound holds: ``local`` (in the box) or ``global`` (everywhere).
         certifies: ``upper bound``, ``exact given time`` or ``lower bound``.
         converted: How a constant of another norm was made one of Linf; None if it was not.
-        searches: Stops at ``MethodOptions.timeout`` or Ctrl-C, with the certified bounds reached
-            by then.
+        searches: Stops at a time limit, 60 s unless ``MethodOptions.timeout`` says otherwise, or at
+            Ctrl-C, with the certified bounds reached by then.
+        timed_on: Engines on which ``MethodOptions.timeout`` is kept.
         extra: Optional package that it needs.
     """
 
@@ -59,6 +63,7 @@ class Method:
     joint: tuple[str, ...] = ("1", "2")
     counts_free: bool = True
     searches: bool = False
+    timed_on: tuple[str, ...] = ()
     extra: str | None = None
 
     def kind(self, norm: str = "inf") -> str:
@@ -67,33 +72,51 @@ class Method:
         return f"{' '.join(filter(None, (self.scope, converted)))}, {self.certifies}"
 
 
+def _clock(options: MethodOptions) -> Clock:
+    """The time of a method's own; the rest is for true gradients."""
+    from lipschitz.bounds.clock import Clock
+
+    return Clock.of(options.timeout).part(_SHARE_OF_UPPER)
+
+
 def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
+    from lipschitz.bounds.outcome import in_time
 
     engine = LirpaEngine(graph, options.memory_budget, options.slopes)
 
-    def bound(problem: LocalProblem) -> Tensor:
-        return engine.crown(
-            problem, optimize=options.optimize, rows_at_once=options.rows_at_once
-        ).class_upper_bounds
+    def bound(problem: LocalProblem) -> Outcome:
+        clock = _clock(options)
+        root = engine.crown(
+            problem, optimize=options.optimize, rows_at_once=options.rows_at_once, clock=clock
+        )
+        return in_time(root.class_upper_bounds, clock)
 
     return bound
 
 
 def _crown_native(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.native.crown import native_crown
+    from lipschitz.bounds.outcome import in_time
 
-    return lambda problem: (
-        native_crown(problem, memory_budget=options.memory_budget).class_upper_bounds
-    )
+    def bound(problem: LocalProblem) -> Outcome:
+        clock = _clock(options)
+        root = native_crown(problem, memory_budget=options.memory_budget, clock=clock)
+        return in_time(root.class_upper_bounds, clock)
+
+    return bound
 
 
 def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.native.alpha import native_alpha
+    from lipschitz.bounds.outcome import in_time
 
-    return lambda problem: (
-        native_alpha(problem, memory_budget=options.memory_budget).class_upper_bounds
-    )
+    def bound(problem: LocalProblem) -> Outcome:
+        clock = _clock(options)
+        root = native_alpha(problem, memory_budget=options.memory_budget, clock=clock)
+        return in_time(root.class_upper_bounds, clock)
+
+    return bound
 
 
 def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
@@ -136,7 +159,7 @@ def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.sdp.bound import LastSolutions, SdpOptions, sdp_bounds
 
     limits = SdpOptions(
-        timeout=options.timeout, memory_budget=options.memory_budget, seed=options.seed
+        timeout=options.search_seconds, memory_budget=options.memory_budget, seed=options.seed
     )
     last = LastSolutions()
     return lambda problem: sdp_bounds(problem, limits, last)
@@ -145,13 +168,13 @@ def _sdp(graph: Graph, options: MethodOptions) -> Bounder:
 def _lipmip(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.baselines.lipmip import lipmip_bounds
 
-    return lambda problem: lipmip_bounds(problem, timeout=options.timeout, seed=options.seed)
+    return lambda problem: lipmip_bounds(problem, timeout=options.search_seconds, seed=options.seed)
 
 
 def _lipbab(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.baselines.lipbab import lipbab_bounds
 
-    return lambda problem: lipbab_bounds(problem, timeout=options.timeout, seed=options.seed)
+    return lambda problem: lipbab_bounds(problem, timeout=options.search_seconds, seed=options.seed)
 
 
 def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
@@ -160,7 +183,7 @@ def _lipsdp(graph: Graph, options: MethodOptions) -> Bounder:
 
     chain_of(graph)  # what is wrong with the network comes before what is missing here
     require_extra("lipsdp", "cvxpy")
-    return lambda problem: lipsdp_bounds(problem, timeout=options.timeout)
+    return lambda problem: lipsdp_bounds(problem, timeout=options.search_seconds)
 
 
 def _eclipse(graph: Graph, options: MethodOptions) -> Bounder:
@@ -174,18 +197,21 @@ def _eclipse(graph: Graph, options: MethodOptions) -> Bounder:
 
 def _sampling(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.baselines.sampling import sampled_lower_bounds
+    from lipschitz.bounds.clock import Clock
 
-    return lambda problem: sampled_lower_bounds(problem, options.seed)
+    return lambda problem: sampled_lower_bounds(problem, options.seed, Clock.of(options.timeout))
 
 
 METHODS: dict[str, Method] = {
     "crown": Method(
         "linear bound propagation on the Jacobian (Shi et al. 2022)",
         {"auto_lirpa": _crown_auto_lirpa, "native": _crown_native},
+        timed_on=("auto_lirpa", "native"),
     ),
     "alpha": Method(
         "the same with slopes optimised for the Jacobian's norm, on the native engine",
         {"native": _alpha_native},
+        timed_on=("native",),
     ),
     "sdp": Method(
         "semidefinite bound, nearly exact on wide boxes; of outputs that may hold the maximum",
@@ -193,6 +219,7 @@ METHODS: dict[str, Method] = {
         norms=("inf", "2"),
         joint=(),
         searches=True,
+        timed_on=("native",),
     ),
     "ibp": Method(
         "interval bound propagation on the Jacobian",
@@ -218,6 +245,7 @@ METHODS: dict[str, Method] = {
         joint=(),
         counts_free=False,
         searches=True,
+        timed_on=("native",),
     ),
     "lipbab": Method(
         "branching on activation patterns, for small networks (Bhowmick et al. 2021)",
@@ -225,6 +253,7 @@ METHODS: dict[str, Method] = {
         certifies=EXACT_IN_TIME,
         joint=(),
         searches=True,
+        timed_on=("native",),
     ),
     "lipsdp": Method(
         "semidefinite programming (Fazlyab et al. 2019); needs cvxpy",
@@ -235,6 +264,7 @@ METHODS: dict[str, Method] = {
         joint=(),
         counts_free=False,
         searches=True,
+        timed_on=("native",),
         extra="cvxpy",
     ),
     "eclipse": Method(
@@ -250,6 +280,7 @@ METHODS: dict[str, Method] = {
         "sampled and climbed gradients; nothing certified above",
         {"native": _sampling},
         certifies=LOWER,
+        timed_on=("native",),
     ),
 }
 # What branch and bound, which is no method of the table but refines two of them, finds.

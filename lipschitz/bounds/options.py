@@ -40,7 +40,8 @@ class MethodOptions:
         slopes: How.
         rows_at_once: Output directions per batch, None for as many as fit.
         memory_budget: Bytes for the coefficients of one chunk of rows; the engine chooses if None.
-        timeout: Seconds per problem, for the methods that search.
+        timeout: Seconds per problem, for the methods that keep a limit (:attr:`Method.timed_on`);
+            None is 60 for those that search, and no limit for the others.
         seed: Seed of the points that ``sampling`` and the searching methods draw.
 
     Raises:
@@ -51,7 +52,7 @@ class MethodOptions:
     slopes: SlopeOptimization = field(default_factory=SlopeOptimization)
     rows_at_once: int | None = None
     memory_budget: int | None = None
-    timeout: float = 60.0
+    timeout: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,5 +62,11 @@ class MethodOptions:
         for name in ("rows_at_once", "memory_budget"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least=1)
-        check_number("timeout", self.timeout, infinite=True)
+        if self.timeout is not None:
+            check_number("timeout", self.timeout, infinite=True)
         whole_number("seed", self.seed, least=0)
+
+    @property
+    def search_seconds(self) -> float:
+        """The limit of a method that searches."""
+        return 60.0 if self.timeout is None else self.timeout

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.global_norm import global_norm_bound
 from lipschitz.bounds.native.interval import interval_norm_bound
 from lipschitz.bounds.true_gradients import GradientNorms
 from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
-from lipschitz.words import BOUND, INTERRUPTED, LOWER_BOUND_ONLY
+from lipschitz.words import BOUND, INTERRUPTED, LOWER_BOUND_ONLY, TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Outcome:
         leaves_checked: Activation regions checked by a linear program.
         solver_gap: How far, relatively, the largest bound may be above the optimum of the program
             that it is from; None where there is no such program.
+        not_reached: What the time did not suffice for, in words.
     """
 
     class_upper_bounds: Tensor
@@ -41,11 +43,18 @@ class Outcome:
     domains: int = 0
     leaves_checked: int = 0
     solver_gap: float | None = None
+    not_reached: tuple[str, ...] = ()
 
 
 # Bounds one problem: upper bound per row, [R], or of all rows together, [1]; or these and what else
 # the method found.
 Bounder = Callable[[LocalProblem], "Tensor | Outcome"]
+
+
+def in_time(class_upper_bounds: Tensor, clock: Clock) -> Outcome:
+    """Bounds of a method that finds nothing else, with what its clock has noted."""
+    status = TIMEOUT if clock.missed else BOUND
+    return Outcome(class_upper_bounds, status=status, not_reached=clock.not_reached)
 
 
 def better(first: GradientNorms, second: GradientNorms) -> GradientNorms:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.checks import whole_number
 from lipschitz.network.graph import Graph, Node
@@ -24,6 +25,8 @@ from lipschitz.rounding import guard
 
 # No activation has it on either side of a kink, so taking it there shows whether the kink matters.
 _ANOTHER_SLOPE = 0.7390851
+
+STAGE = "sampled gradients"
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,25 @@ def gradient_norms(
     return norms
 
 
+def gradients_at(problem: LocalProblem, points: Tensor) -> GradientNorms:
+    """The largest norm of every row at some points, as far as rounding leaves no doubt about it.
+
+    Args:
+        problem: The problem; its rows are measured one by one.
+        points: Points of the box, [P, *input_shape].
+    """
+    count = len(problem.rows)
+    rows = torch.arange(count, device=points.device).repeat(len(points))
+    norms = witness_norms(problem, points.repeat_interleave(count, 0), rows)
+    norms, winner = norms.reshape(len(points), count).clamp(min=0).max(dim=0)
+    return GradientNorms(norms * (1 - guard(problem.graph.dtype)), points[winner])
+
+
 def sample_gradients(
-    problem: LocalProblem, sampling: Sampling | None = None, starts: Tensor | None = None
+    problem: LocalProblem,
+    sampling: Sampling | None = None,
+    starts: Tensor | None = None,
+    clock: Clock = UNLIMITED,
 ) -> GradientNorms:
     """Largest true gradient norm per row found by sampling and projected ascent.
 
@@ -124,17 +144,20 @@ def sample_gradients(
         problem: The box and the rows.
         sampling: How hard to look.
         starts: More points of the box to look at and to climb from, [P, *input_shape].
+        clock: When to stop; the centre is looked at in any case.
 
     The norms are lowered by the rounding guard, so that they hold for the network in real
     arithmetic as far as the upper bounds do.
     """
     sampling = sampling or Sampling()
     with torch.no_grad():
-        best = _Best(problem)
-        for points in [*_start_points(problem, sampling), *([] if starts is None else [starts])]:
-            best.update(points, sampling.points_at_once)
+        best = _Best(problem, sampling.points_at_once, clock)
+        centre, *others = _start_points(problem, sampling)
+        best.look(centre)
+        for points in [*others, *([] if starts is None else [starts])]:
+            best.update(points)
     if bool((problem.upper > problem.lower).any()):
-        _ascend(problem, best, sampling)
+        _ascend(problem, best, sampling, clock)
     norms = best.norms.clamp(min=0) * (1 - guard(problem.graph.dtype))
     return GradientNorms(norms, best.points)
 
@@ -142,26 +165,39 @@ def sample_gradients(
 class _Best:
     """Best norm and point so far, per row."""
 
-    def __init__(self, problem: LocalProblem) -> None:
-        self.problem = problem
+    def __init__(self, problem: LocalProblem, points_at_once: int, clock: Clock) -> None:
+        self.problem, self.clock = problem, clock
+        self.at_once = max(1, points_at_once // len(problem.rows))
+        self.seconds_per_point = 0.0
         rows = problem.rows[:1] if problem.measure.joint else problem.rows
         self.norms = torch.full_like(rows[:, 0], float("-inf"))
         self.points = problem.centre.expand(len(rows), *problem.centre.shape).clone()
 
-    def update(self, points: Tensor, points_at_once: int) -> None:
+    def update(self, points: Tensor) -> None:
+        """Look at points [P, *input_shape], at as many as there is time for."""
+        while len(points):
+            count, left = self.at_once, self.clock.left
+            if left < count * self.seconds_per_point:  # less at a time, to be sure of some of them
+                count = int(left / 2 / self.seconds_per_point)
+            if count < 1 or not left:
+                self.clock.miss(STAGE)
+                return
+            self.look(points[:count])
+            points = points[count:]
+
+    def look(self, points: Tensor) -> None:
         """Take note of every row's gradient at every point, points [P, *input_shape]."""
-        rows = self.problem.rows
-        for part in points.split(max(1, points_at_once // len(rows))):
-            norms = gradient_norms(self.problem.graph, part, rows, self.problem.measure)
-            norms, winner = norms.max(dim=0)
-            better = (norms > self.norms).nonzero()[:, 0]
-            if not len(better):
-                continue
-            chosen = part[winner[better]]
+        begin = self.clock.now()
+        norms = gradient_norms(self.problem.graph, points, self.problem.rows, self.problem.measure)
+        norms, winner = norms.max(dim=0)
+        better = (norms > self.norms).nonzero()[:, 0]
+        if len(better):
+            chosen = points[winner[better]]
             norms = witness_norms(self.problem, chosen, better)
             certain = norms > self.norms[better]
             better = better[certain]
             self.norms[better], self.points[better] = norms[certain], chosen[certain]
+        self.seconds_per_point = (self.clock.now() - begin) / len(points)
 
 
 def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:
@@ -176,7 +212,7 @@ def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:
     return [problem.centre[None], *points]
 
 
-def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
+def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling, clock: Clock) -> None:
     """Climb the smoothed norm of the leading rows from their best points."""
     graph, measure = problem.graph, problem.measure
     leading = best.norms.topk(min(sampling.ascent_rows, len(best.norms))).indices
@@ -185,7 +221,7 @@ def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
     each = len(rows) // len(leading)
     points = best.points[leading].clone()
     radius = (problem.upper - problem.lower) / 2
-    for step in range(sampling.ascent_steps):
+    for step in clock.in_time(range(sampling.ascent_steps), STAGE):
         remaining = 1 - step / sampling.ascent_steps
 
         def smooth(node: Node, preact: Tensor, sharpness: float = 0.3 * remaining) -> Tensor:
@@ -203,4 +239,4 @@ def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling) -> None:
         with torch.no_grad():
             points = points + 0.5 * remaining * radius * direction
             points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
-            best.update(points, sampling.points_at_once)
+            best.update(points)

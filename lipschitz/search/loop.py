@@ -43,7 +43,7 @@ def branch_and_bound(
     begin = time.perf_counter() if limits.begin is None else limits.begin
     with torch.no_grad():
         search = state or SearchState(bounding, lower_bound, witness)
-        count, status = limits.batch_size, INTERRUPTED
+        count, status, needed = limits.batch_size, INTERRUPTED, 0.0
         try:
             while True:
                 now = time.perf_counter() - begin
@@ -57,13 +57,19 @@ def branch_and_bound(
                 if search.is_over(threshold):
                     status = DOMAIN_LIMIT if search.folded >= upper else BOUND
                     break
-                if now >= limits.timeout:
+                # A round for fewer subdomains rather than one that is not done in time.
+                left = limits.timeout - now
+                if left <= 0 or (count == 1 and needed > left):
                     status = TIMEOUT
                     break
+                if needed > left:
+                    count = max(1, int(count * left / needed))
                 search.round(count, threshold)
                 search.fold(limits.max_domains)
-                if time.perf_counter() - begin - now > 0.1 * limits.timeout:
-                    count = max(1, count // 2)  # a round must not outlast the time that is left
+                needed = time.perf_counter() - begin - now
+                if needed > 0.1 * limits.timeout:
+                    needed *= max(1, count // 2) / count
+                    count = max(1, count // 2)
         except KeyboardInterrupt:
             pass
         if watch is not None:

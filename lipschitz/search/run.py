@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.alpha import native_alpha
-from lipschitz.bounds.native.crown import RootBounds, native_crown
-from lipschitz.bounds.native.interval import interval_norm_bound
+from lipschitz.bounds.native.crown import RootBounds, interval_bounds, native_crown
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem
@@ -40,6 +40,8 @@ _TRIAL_SECONDS = 0.5
 # Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
 _BETA_STEPS = 8
 _POOL_BYTES = 2 * 2**30
+# Of the time: the root's bounds where they are not done before, and of the rest true gradients.
+_SHARE_OF_ROOT, _SHARE_OF_SAMPLING = 0.75, 0.3
 
 
 def bound_by_branching(
@@ -73,7 +75,7 @@ def bound_by_branching(
     options = options or BranchOptions()
     check_branching(options, "native" if engine is None else "auto_lirpa")
     check_searched(problem.measure.asked, options, "native" if engine is None else "auto_lirpa")
-    begin = time.perf_counter()
+    begin, clock = time.perf_counter(), Clock.of(options.timeout)
     graph = problem.graph
     known = LipschitzResult(
         upper_bound=float("inf"),
@@ -92,12 +94,10 @@ def bound_by_branching(
         inputs=problem.inputs,
     )
     try:
-        root = _root_bounds(problem, engine, optimize, options.timeout / 2, memory_budget)
-        found = sample_gradients(problem, sampling)
+        root = _root_bounds(problem, engine, optimize, clock.part(_SHARE_OF_ROOT), memory_budget)
+        found = sample_gradients(problem, sampling, clock=clock.part(_SHARE_OF_SAMPLING))
     except KeyboardInterrupt:
-        rows = interval_norm_bound(
-            graph, problem.lower, problem.upper, problem.rows, problem.measure
-        )
+        rows = interval_bounds(problem)
         return replace(
             known,
             upper_bound=float(rows.max()),
@@ -115,21 +115,30 @@ def bound_by_branching(
             "use --dtype float64 or a smaller eps"
         )
     limits = _limits(problem, options, begin)
-    searches = _searches(problem, options, engine, root, lower_bound, memory_budget)
+    searches = _searches(problem, options, engine, root, lower_bound, memory_budget, clock)
     settled = root_upper <= lower_bound * (1 + options.tolerance)
+    of_root = replace(
+        known,
+        upper_bound=root_upper,
+        lower_bound=lower_bound,
+        class_upper_bounds=tuple(root.class_upper_bounds.tolist()),
+        root_upper_bound=root_upper,
+        witness=witness,
+    )
+    # A root that took all its time leaves none for subdomains that auto_LiRPA bounds as it did.
+    if (clock.is_over or (engine is not None and clock.missed)) and not settled:
+        clock.miss("search")
+        return replace(
+            of_root,
+            status=TIMEOUT,
+            not_reached=clock.not_reached,
+            seconds=time.perf_counter() - begin,
+        )
     try:
         branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
         bounding = searches[branch]()
     except KeyboardInterrupt:
-        return replace(
-            known,
-            upper_bound=root_upper,
-            lower_bound=lower_bound,
-            class_upper_bounds=tuple(root.class_upper_bounds.tolist()),
-            root_upper_bound=root_upper,
-            witness=witness,
-            seconds=time.perf_counter() - begin,
-        )
+        return replace(of_root, seconds=time.perf_counter() - begin)
     best = (lower_bound, witness)
     if type(bounding) is NeuronSearch:
         result = combined_search(problem, root, bounding, best, options.sdp, limits, watch)
@@ -156,6 +165,7 @@ def bound_by_branching(
         domains=result.domains,
         leaves_checked=result.leaves_checked,
         branch=branch,
+        not_reached=() if status == EXACT else clock.not_reached,
     )
 
 
@@ -163,15 +173,13 @@ def _root_bounds(
     problem: LocalProblem,
     engine: LirpaEngine | None,
     optimize: bool,
-    seconds: float,
+    clock: Clock,
     budget: int | None,
 ) -> RootBounds:
     if engine is not None:
-        return engine.crown(problem, optimize=optimize)
-    if not optimize:
-        return native_crown(problem, memory_budget=budget)
-    deadline = time.monotonic() + seconds
-    return native_alpha(problem, memory_budget=budget, deadline=deadline)
+        return engine.crown(problem, optimize=optimize, clock=clock)
+    linear = native_alpha if optimize else native_crown
+    return linear(problem, memory_budget=budget, clock=clock)
 
 
 def _searches(
@@ -181,11 +189,12 @@ def _searches(
     root: RootBounds,
     lower_bound: float,
     budget: int | None,
+    clock: Clock,
 ) -> dict[str, Callable[[], Bounding]]:
     """What can be split, and how subdomains are then bounded."""
     if engine is not None:
         choose = chooser(options.heuristic or "area")
-        return {"relu": lambda: LirpaSearch(problem, engine, root, choose)}
+        return {"relu": lambda: LirpaSearch(problem, engine, root, choose, clock)}
     # A square keeps a gap on both sides of a sign; neurons alone are many times faster there.
     choose = chooser(options.heuristic or ("slope" if problem.norm == "2" else "sign"))
 
@@ -193,7 +202,12 @@ def _searches(
         if problem.norm == "1":
             room = _POOL_BYTES // (4 * _numbers(problem) * problem.rows.element_size())
             return EntrySearch(
-                problem, root, lower_bound, largest=max(1, room), memory_budget=budget
+                problem,
+                root,
+                lower_bound,
+                largest=max(1, room),
+                memory_budget=budget,
+                clock=clock,
             )
         return NeuronSearch(
             problem,
@@ -202,11 +216,12 @@ def _searches(
             refresh_every=_REFRESH_EVERY[options.refresh],
             beta_steps=_BETA_STEPS if options.beta_steps is None else options.beta_steps,
             memory_budget=budget,
+            clock=clock,
         )
 
     return {
         "relu": split_neurons,
-        "input": lambda: InputSearch(problem, memory_budget=budget),
+        "input": lambda: InputSearch(problem, memory_budget=budget, clock=clock),
     }
 
 
@@ -217,7 +232,7 @@ def _limits(problem: LocalProblem, options: BranchOptions, begin: float) -> Limi
     return Limits(
         options.timeout,
         options.tolerance,
-        options.batch_size or max(8, min(512, 4_000_000 // numbers)),
+        options.batch_size or max(1, min(512, 4_000_000 // numbers)),
         options.max_domains or max(64, min(500_000, fitting)),
         begin,
     )

@@ -18,7 +18,7 @@ from lipschitz.rounding import guard
 from lipschitz.search.subdomains import Subdomains, concatenate
 
 # Table entries times inputs that are worth their time and memory.
-_LARGEST_TABLE = 5 * 10**7
+LARGEST_TABLE = 5 * 10**7
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def implications(
         total: N.
     """
     count, inputs = weight.shape
-    if count == 0 or count * count * inputs > _LARGEST_TABLE:
+    if count == 0 or count * count * inputs > LARGEST_TABLE:
         return None
     dtype = weight.dtype
     weight, at_centre, margin = weight.double(), at_centre.double(), rounding.double()

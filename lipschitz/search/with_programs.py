@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.problem import LocalProblem
@@ -66,8 +67,8 @@ def combined_search(
             known = _linear_first(bounding, best, limits, watch)
             if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
                 return known
-        deadline = time.monotonic() + limits.timeout - _elapsed(limits)
-        search = ProgramSearch(bounding, root, deadline, always=programs == "always")
+        clock = Clock.of(limits.timeout - _elapsed(limits))
+        search = ProgramSearch(bounding, root, clock, always=programs == "always")
         found = branch_and_bound(
             search, known.lower_bound, known.witness, limits, _going_on(known, watch)
         )

@@ -23,33 +23,34 @@ than rounding. A solver's answer is only a proposal.
 from __future__ import annotations
 
 import heapq
-import time
 
 import torch
 from torch import Tensor
 
 from lipschitz.bounds.baselines.needs import require_relu
 from lipschitz.bounds.baselines.regions import Region, RegionBounds
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.feasibility.batched import search_feasible
 from lipschitz.bounds.feasibility.by_program import check_leaf
 from lipschitz.bounds.outcome import Outcome, better, nothing_found
 from lipschitz.bounds.true_gradients import (
     GradientNorms,
     Sampling,
-    gradient_norms,
+    gradients_at,
     sample_gradients,
 )
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import raise_upper_bound
 from lipschitz.words import BOUND, DOMAIN_LIMIT, INTERRUPTED, TIMEOUT
 
 _BATCH, _BATCH_BYTES = 128, 2**28
 _MAX_REGIONS, _POOL_BYTES = 200_000, 2**31
 _TOLERANCE = 1e-9
+_SHARE_OF_SAMPLING = 0.2
 
 
-def without_empty(regions: list[Region]) -> tuple[list[Region], int]:
-    """The regions not proved empty, and how many linear programs that took."""
+def without_empty(regions: list[Region], clock: Clock = UNLIMITED) -> tuple[list[Region], int]:
+    """The regions not proved empty, as far as there is time, and how many programs that took."""
     most = max((len(r.constant) for r in regions), default=0)
     if not most:
         return regions, 0
@@ -64,9 +65,9 @@ def without_empty(regions: list[Region]) -> tuple[list[Region], int]:
     for region, empty, found in zip(
         regions, tested.empty.tolist(), tested.found.tolist(), strict=True
     ):
-        if not empty and not found:
+        if not empty and not found and not clock.is_over:
             programs += 1
-            empty = check_leaf(region.matrix, region.constant).empty
+            empty = check_leaf(region.matrix, region.constant, clock.left).empty
         if not empty:
             left.append(region)
     return left, programs
@@ -78,9 +79,7 @@ def _gradients_at(problem: LocalProblem, point: Tensor) -> GradientNorms:
     centre, radius = (problem.lower + problem.upper) / 2, (problem.upper - problem.lower) / 2
     x = centre + radius * point.reshape(centre.shape).to(centre)
     x = x.clamp(problem.lower, problem.upper)[None]
-    norms = gradient_norms(problem.graph, x, problem.rows, problem.measure)[0].clamp(min=0)
-    norms = norms * (1 - guard(problem.graph.dtype))
-    return GradientNorms(norms, x.expand(len(norms), *x.shape[1:]))
+    return gradients_at(problem, x)
 
 
 def _limits(search: RegionBounds) -> tuple[int, int]:
@@ -112,22 +111,27 @@ def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
         InputError: Another activation than ReLU or LeakyReLU.
     """
     require_relu(problem.graph, "lipbab")
-    deadline = time.monotonic() + timeout
-    search = RegionBounds(problem.to(torch.float64))
+    clock, needed = Clock.of(timeout), 0.0
+    search = RegionBounds(problem.to(torch.float64), clock.part(0.5))
     batch_size, max_regions = _limits(search)
     found, closed = nothing_found(problem), torch.zeros_like(search.root.row_bounds)
     # Largest bound first; the number breaks ties, since regions cannot be compared.
     heap, number, domains, checked, status = [(-search.root.bound, 0, search.root)], 0, 1, 0, BOUND
     taken: list[Region] = []  # by the round under way; their bounds count until it is over
     try:
-        found = sample_gradients(problem, Sampling(seed=seed))
+        sampling = clock.part(_SHARE_OF_SAMPLING)
+        found = sample_gradients(problem, Sampling(seed=seed), clock=sampling)
         while heap:
             target = float(found.norms.max()) * (1 + _TOLERANCE)
             if -heap[0][0] <= target:
                 break
-            if time.monotonic() > deadline or len(heap) > max_regions:
+            left = clock.left
+            if len(heap) > max_regions or left <= 0 or needed / batch_size > left:
                 status = DOMAIN_LIMIT if len(heap) > max_regions else TIMEOUT
                 break
+            if needed > left:  # fewer regions rather than a round that is not done in time
+                batch_size = max(1, int(batch_size * left / needed))
+            begin = clock.now()
             parents = []
             for _ in range(min(batch_size, len(heap))):
                 region = heap[0][2]
@@ -136,7 +140,7 @@ def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
                 if bool(region.open_neurons.any()):
                     parents.append(region)
                     continue
-                verdict = check_leaf(region.matrix, region.constant)
+                verdict = check_leaf(region.matrix, region.constant, clock.left)
                 checked += 1
                 if not verdict.empty:
                     closed = torch.maximum(closed, region.row_bounds)
@@ -148,12 +152,13 @@ def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
             for region in children:
                 if region.bound <= target:
                     closed = torch.maximum(closed, region.row_bounds)
-            children, programs = without_empty([r for r in children if r.bound > target])
+            children, programs = without_empty([r for r in children if r.bound > target], clock)
             checked += programs
             for region in children:
                 number += 1
                 heapq.heappush(heap, (-region.bound, number, region))
             taken = []
+            needed = clock.now() - begin
     except KeyboardInterrupt:
         status = INTERRUPTED
     for region in [*taken, *(entry[2] for entry in heap)]:
@@ -161,4 +166,6 @@ def lipbab_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
     upper, before = (
         raise_upper_bound(u.to(problem.rows)) for u in (closed, search.root.row_bounds)
     )
-    return Outcome(upper, found, before, status, domains, checked)
+    if status == BOUND and clock.missed and float(upper.max()) > float(found.norms.max()):
+        status = TIMEOUT
+    return Outcome(upper, found, before, status, domains, checked, not_reached=clock.not_reached)

@@ -20,7 +20,6 @@ status but "optimal" and "time limit" leaves the bound in hand.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import torch
@@ -40,6 +39,7 @@ from lipschitz.bounds.baselines.mixed_integer import (
     widened,
 )
 from lipschitz.bounds.baselines.needs import require_relu
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.feasibility.by_program import check_leaf
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import RootBounds
@@ -47,17 +47,18 @@ from lipschitz.bounds.outcome import Outcome, better, nothing_found
 from lipschitz.bounds.true_gradients import (
     GradientNorms,
     Sampling,
-    gradient_norms,
+    gradients_at,
     sample_gradients,
 )
 from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import raise_upper_bound
 from lipschitz.words import BOUND, INTERRUPTED, TIMEOUT
 
 LARGEST = 400
 # Relative; on an upper bound that rests on the solver's tolerances.
 _MARGIN = 1e-6
+_SHARE_OF_SAMPLING = 0.2
 
 
 class _Forward:
@@ -153,11 +154,11 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
         InputError: Another activation than ReLU, or too many neurons unstable on the box.
     """
     require_relu(problem.graph, "lipmip")
-    deadline = time.monotonic() + timeout
+    clock = Clock.of(timeout)
     exact = _in_float64(problem)
-    root = native_alpha(exact, deadline=time.monotonic() + timeout / 2)
+    root = native_alpha(exact, clock=clock.part(0.5))
     count = sum(len(unstable_slopes(exact, root, i)) for i in root.preacts)
-    if count > LARGEST:
+    if count > LARGEST and not clock.missed:  # else more time might have settled some of them
         raise InputError(
             f"lipmip: {count} neurons are unstable on this box, its mixed-integer program is "
             f"meant for at most {LARGEST}: use crown, alpha or --bab, or a smaller eps"
@@ -167,29 +168,32 @@ def lipmip_bounds(problem: LocalProblem, *, timeout: float = 60.0, seed: int = 0
     status, solved = BOUND, 0
     queue = upper.argsort(descending=True).tolist()
     try:
-        found = sample_gradients(problem, Sampling(seed=seed))
-        forward = _Forward(exact, root)
+        sampling = clock.part(_SHARE_OF_SAMPLING)
+        found = sample_gradients(problem, Sampling(seed=seed), clock=sampling)
+        forward = None
         for position, row in enumerate(queue):
             left = [r for r in queue[position:] if upper[r] > found.norms.max()]
             if not left:
                 break
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                status = TIMEOUT
+            if clock.is_over or count > LARGEST:
+                clock.miss(f"mixed-integer programs of {len(left)} output{'s' * (len(left) > 1)}")
                 break
+            forward = forward or _Forward(exact, root)
             program = Program(forward.program)
             objective = forward.objective_of(program, row, exact.rows)
-            solution = program.maximise(objective, seconds / len(left))
+            solution = program.maximise(objective, clock.left / len(left))
             solved += 1
             upper[row] = min(float(upper[row]), solution.upper_bound * (1 + _MARGIN))
             if solution.at_limit:
-                status = TIMEOUT
+                clock.miss("the optimum of mixed-integer programs")
             if solution.values is not None:
                 found = better(found, _witnesses(problem, forward, solution.values))
     except KeyboardInterrupt:
         status = INTERRUPTED
+    if status == BOUND and clock.missed:
+        status = TIMEOUT
     upper, before = (raise_upper_bound(u.to(problem.rows)) for u in (upper, root_bounds))
-    return Outcome(upper, found, before, status, domains=solved)
+    return Outcome(upper, found, before, status, domains=solved, not_reached=clock.not_reached)
 
 
 def _in_float64(problem: LocalProblem) -> LocalProblem:
@@ -231,6 +235,4 @@ def _witnesses(problem: LocalProblem, forward: _Forward, values: Tensor) -> Grad
         inside = check_leaf(matrix / length[:, None], constant / length).point
         proposals += [] if inside is None else [inside]
     units = torch.stack(proposals).reshape(-1, *problem.centre.shape).to(problem.lower)
-    points = (centre + radius * units).clamp(problem.lower, problem.upper)
-    norms, winner = gradient_norms(problem.graph, points, problem.rows).max(dim=0)
-    return GradientNorms(norms.clamp(min=0) * (1 - guard(problem.graph.dtype)), points[winner])
+    return gradients_at(problem, (centre + radius * units).clamp(problem.lower, problem.upper))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import (
@@ -56,12 +57,12 @@ class Region:
 class RegionBounds:
     """Bounds regions of one problem, in batches."""
 
-    def __init__(self, problem: LocalProblem) -> None:
+    def __init__(self, problem: LocalProblem, clock: Clock = UNLIMITED) -> None:
         self.problem, self.graph, self.plan = problem, problem.graph, Plan(problem.graph)
         self.box = Interval(problem.lower[None], problem.upper[None])
         intervals = forward_intervals(self.graph, *self.box)
         budget = default_memory_budget(self.graph.device)
-        crown = preactivation_bounds(self.plan, *self.box, intervals, budget=budget)
+        crown = preactivation_bounds(self.plan, *self.box, intervals, budget=budget, clock=clock)
         preact = self.plan.preact_node
         self.rounding = intervals.rounding
         self.sizes = [self.graph.nodes[a].shape.numel() for a in self.plan.activations]

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import torch
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.outcome import Outcome, better
-from lipschitz.bounds.true_gradients import Sampling, sample_gradients
+from lipschitz.bounds.true_gradients import STAGE, Sampling, sample_gradients
 from lipschitz.problem import LocalProblem
 from lipschitz.words import LOWER_BOUND_ONLY
 
@@ -28,18 +29,27 @@ _CLIMBS = 8
 _LONGER = {"num_random": 256, "ascent_steps": 50}
 
 
-def sampled_lower_bounds(problem: LocalProblem, seed: int = 0) -> Outcome:
+def sampled_lower_bounds(problem: LocalProblem, seed: int = 0, clock: Clock = UNLIMITED) -> Outcome:
     """Largest true gradient norms found in the box, without any upper bound.
 
     Args:
         problem: What to sample, R rows.
         seed: Seed of the first climb's random points.
+        clock: When to stop.
 
     Returns:
         Lower bounds [R] with witnesses; upper bounds of infinity.
     """
-    found = sample_gradients(problem, Sampling(seed=seed))
+    found = sample_gradients(problem, Sampling(seed=seed), clock=clock)
     for climb in range(1, _CLIMBS):
+        if clock.is_over:
+            clock.miss(STAGE)
+            break
         sampling = Sampling(**_LONGER, ascent_rows=len(problem.rows), seed=seed + climb)
-        found = better(found, sample_gradients(problem, sampling))
-    return Outcome(torch.full_like(found.norms, torch.inf), found, status=LOWER_BOUND_ONLY)
+        found = better(found, sample_gradients(problem, sampling, clock=clock))
+    return Outcome(
+        torch.full_like(found.norms, torch.inf),
+        found,
+        status=LOWER_BOUND_ONLY,
+        not_reached=clock.not_reached,
+    )

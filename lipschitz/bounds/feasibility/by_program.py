@@ -14,6 +14,7 @@ Shapes: K constraints, D inputs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,12 +39,13 @@ class LeafVerdict:
     point: Tensor | None
 
 
-def check_leaf(matrix: Tensor, constant: Tensor) -> LeafVerdict:
+def check_leaf(matrix: Tensor, constant: Tensor, seconds: float = math.inf) -> LeafVerdict:
     """Check whether ``matrix x + constant >= 0`` has a solution in [-1, 1]^D.
 
     Args:
         matrix: Constraint rows, [K, D].
         constant: [K].
+        seconds: Time for the solver; a check that it ends is no verdict.
     """
     matrix, constant = matrix.double().cpu(), constant.double().cpu()
     used = (matrix != 0).any(1) | (constant < 0)
@@ -61,6 +63,7 @@ def check_leaf(matrix: Tensor, constant: Tensor) -> LeafVerdict:
         b_ub=constant.numpy(),
         bounds=[(-1, 1)] * inputs + [(None, 1)],
         method="highs",
+        options={"time_limit": seconds} if math.isfinite(seconds) else {},
     )
     if solution.status != 0:
         return LeafVerdict(False, None)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.lirpa.compat import (
     KNOWN_BOUNDS_ARGUMENT,
     Bound,
@@ -29,13 +30,15 @@ from lipschitz.bounds.lirpa.compat import (
 from lipschitz.bounds.lirpa.jacobian_module import JacobianModule
 from lipschitz.bounds.lirpa.operators import BoundSlopeProduct, custom_operators
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.crown import RootBounds, interval_bounds, root_bounds
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
     forward_intervals,
     slope_intervals,
 )
+from lipschitz.bounds.native.memory.budget import default_memory_budget
+from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
@@ -43,6 +46,14 @@ from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
 
 _MEMORY_BUDGET = 512 * 2**20
+# With a time limit chunks begin with one row, since nothing stops auto_LiRPA before it is done, and
+# grow as long as they take less than this many seconds.
+_CHUNK_SECONDS, _GROWTH = 0.5, 4
+STAGE, JACOBIAN = "auto_LiRPA's bounds", "auto_LiRPA's bounds of the Jacobian"
+
+
+class OutOfTimeError(Exception):
+    """The Jacobian will not be bounded in time."""
 
 
 class LirpaEngine:
@@ -104,7 +115,12 @@ class LirpaEngine:
         return raise_upper_bound(norms)
 
     def crown(
-        self, problem: LocalProblem, *, optimize: bool, rows_at_once: int | None = None
+        self,
+        problem: LocalProblem,
+        *,
+        optimize: bool,
+        rows_at_once: int | None = None,
+        clock: Clock = UNLIMITED,
     ) -> RootBounds:
         """CROWN bounds of the norm and of the Jacobian's entries.
 
@@ -114,21 +130,36 @@ class LirpaEngine:
                 2021), each layer's own bounds being the objective.
             rows_at_once: Output directions per batch; None takes as many as the memory budget
                 allows, at least one.
+            clock: When to stop. Neurons not reached then keep interval arithmetic's bounds; a
+                Jacobian not bounded in half of what is left is left to the native engine.
         """
-        preacts, rounding = self.preactivation_bounds(problem, optimize=optimize)
+        preacts, rounding = self.preactivation_bounds(
+            problem, optimize=optimize, clock=clock.part(0.5)
+        )
         if rows_at_once is None:
             largest = max(node.shape.numel() for node in self.graph.nodes)
             per_row = 16 * largest * min(largest, 64) * problem.rows.element_size()
             rows_at_once = max(1, self.memory_budget // per_row)
-        parts = [
-            self.norm_bounds(problem, rows, preacts) for rows in problem.rows.split(rows_at_once)
-        ]
-        return RootBounds(
-            torch.cat([part.upper_bound for part in parts]), preacts, _joined(parts), rounding
-        )
+        backward = clock.part(0.5)
+        try:
+            parts = [
+                self.norm_bounds(problem, rows, preacts, backward)
+                for rows in problem.rows.split(rows_at_once)
+            ]
+        except OutOfTimeError:
+            clock.miss(JACOBIAN)
+            budget = default_memory_budget(self.graph.device)
+            plan = Plan(self.graph)
+            return root_bounds(
+                plan, problem, preacts, rounding, budget=budget, tighten=True, clock=clock
+            )
+        bounds = torch.cat([part.upper_bound for part in parts])
+        if clock.missed:
+            bounds = torch.fmin(bounds, interval_bounds(problem))
+        return RootBounds(bounds, preacts, _joined(parts), rounding)
 
     def preactivation_bounds(
-        self, problem: LocalProblem, *, optimize: bool
+        self, problem: LocalProblem, *, optimize: bool, clock: Clock = UNLIMITED
     ) -> tuple[dict[int, Interval], dict[int, Tensor]]:
         """Pre-activation interval by activation node, and the rounding margin it contains.
 
@@ -152,7 +183,12 @@ class LirpaEngine:
                 continue
             uncertain = slope_intervals(graph, {index: interval})[index]
             neurons = (uncertain.lower != uncertain.upper)[0].flatten().nonzero()[:, 0]
-            found = self._bounds_of((x, rows), bound_node, neurons, known, optimize)
+            found = self._bounds_of(
+                (x, rows), bound_node, neurons, known, optimize, clock.part(0.5)
+            )
+            if found.lower.shape[1] < len(neurons):
+                clock.miss(STAGE, graph.activation_nodes.index(index) + 1)
+                neurons = neurons[: found.lower.shape[1]]
             margin = margins[parent].flatten(1)[:, neurons]
             known[bound_node.name] = preacts[index] = Interval(
                 _with_entries(interval.lower, neurons, found.lower - margin),
@@ -161,7 +197,11 @@ class LirpaEngine:
         return preacts, {i: intervals.rounding[graph.nodes[i].parents[0]] for i in preacts}
 
     def norm_bounds(
-        self, problem: LocalProblem, rows: Tensor, preacts: dict[int, Interval]
+        self,
+        problem: LocalProblem,
+        rows: Tensor,
+        preacts: dict[int, Interval],
+        clock: Clock = UNLIMITED,
     ) -> NormBounds:
         """Bounds of the Jacobian for a batch of output directions, each with its own intervals.
 
@@ -169,6 +209,7 @@ class LirpaEngine:
             problem: The box.
             rows: Output directions [B, C].
             preacts: Pre-activation interval by activation node, [B or 1, *shape].
+            clock: When to give up, with :class:`OutOfTimeError`.
         """
         batch, shape = rows.shape[0], self.graph.input_shape
         if not self._products:
@@ -190,7 +231,7 @@ class LirpaEngine:
             if bound_node.name not in known:
                 uncertain = (slopes[index].lower != slopes[index].upper).any(0)
                 neurons = uncertain.flatten().nonzero()[:, 0]
-                found = self._bounds_of(inputs, bound_node, neurons, known, optimize=False)
+                found = self._all_bounds_of(inputs, bound_node, neurons, known, clock)
                 # Where the slope is certain the relaxation does not look at g: any number will do.
                 nothing = torch.zeros(batch, *uncertain.shape, dtype=rows.dtype, device=rows.device)
                 known[bound_node.name] = Interval(
@@ -200,7 +241,7 @@ class LirpaEngine:
             cotangents[index] = known[bound_node.name]
         jacobian = self.module.final_node()
         every = torch.arange(shape.numel(), device=rows.device)
-        entries = self._bounds_of(inputs, jacobian, every, known, optimize=False)
+        entries = self._all_bounds_of(inputs, jacobian, every, known, clock)
         entries = Interval(*(b.reshape(batch, *shape) for b in entries))
         slope, intercept = absolute_value_chord(*entries)
         upper = self._compute(inputs, jacobian, slope[:, None], known, bound_lower=False)[1]
@@ -228,8 +269,12 @@ class LirpaEngine:
         neurons: Tensor,
         known: dict[str, Interval],
         optimize: bool,
+        clock: Clock,
     ) -> Interval:
-        """Bounds of some neurons of one node, [B, len(neurons)], in chunks of rows."""
+        """Bounds of some neurons of one node, [B, K], in chunks of rows.
+
+        K is the number of neurons, or of the first of them that there was time for.
+        """
         batch, shape = inputs[1].shape[0], bound_node.output_shape[1:]
         if not len(neurons):
             empty = inputs[1].new_zeros(batch, 0)
@@ -245,7 +290,7 @@ class LirpaEngine:
             # node itself and returns them in its shape, which its slope optimiser cannot handle.
             chunk = min(chunk, max(1, shape.numel() - 1))
         sides: list[tuple[Tensor, Tensor]] = []
-        for part in neurons.split(chunk):
+        for part in _in_time(neurons, chunk, clock):
             selection = torch.zeros(
                 len(part), shape.numel(), dtype=inputs[1].dtype, device=inputs[1].device
             )
@@ -257,7 +302,24 @@ class LirpaEngine:
                 inputs, bound_node, selection, known
             )
             sides.append((lower.reshape(batch, -1), upper.reshape(batch, -1)))
+        if not sides:
+            empty = inputs[1].new_zeros(batch, 0)
+            return Interval(empty, empty)
         return Interval(*(torch.cat(side, dim=1) for side in zip(*sides, strict=True)))
+
+    def _all_bounds_of(
+        self,
+        inputs: tuple[BoundedTensor, Tensor],
+        bound_node: Bound,
+        neurons: Tensor,
+        known: dict[str, Interval],
+        clock: Clock,
+    ) -> Interval:
+        """:meth:`_bounds_of` all of the neurons, without optimisation."""
+        found = self._bounds_of(inputs, bound_node, neurons, known, False, clock)
+        if found.lower.shape[1] < len(neurons) or clock.is_over:
+            raise OutOfTimeError
+        return found
 
     def _compute(
         self,
@@ -304,6 +366,25 @@ class LirpaEngine:
             torch.maximum(plain[0], lower.detach().reshape(shape)),
             torch.minimum(plain[1], upper.detach().reshape(shape)),
         )
+
+
+def _in_time(neurons: Tensor, most: int, clock: Clock) -> Iterator[Tensor]:
+    """Neurons in parts of at most so many, as long as there is time."""
+    if not clock.is_limited:
+        yield from neurons.split(most)
+        return
+    size, expected = 1, 0.0
+    while len(neurons) and clock.allows(expected):
+        begin = clock.now()
+        yield neurons[:size]
+        neurons = neurons[size:]
+        seconds = clock.now() - begin
+        larger = min(most, _GROWTH * size)
+        expected = seconds * larger / size
+        if expected <= _CHUNK_SECONDS:
+            size = larger
+        else:
+            expected = seconds
 
 
 def _rounding_so_far(graph: Graph, intervals: ForwardIntervals) -> list[Tensor]:

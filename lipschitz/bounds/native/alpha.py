@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.spectral import spectral_bounds
 from lipschitz.bounds.native.crown import RootBounds, root_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
@@ -23,8 +24,11 @@ from lipschitz.bounds.native.interval import Interval, forward_intervals, inters
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.rows import needed_indices, place
-from lipschitz.bounds.native.slopes.optimise import SlopeSearch, optimised_preactivation_rows
+from lipschitz.bounds.native.slopes.optimise import STAGE, SlopeSearch, optimised_preactivation_rows
 from lipschitz.problem import LocalProblem
+
+# Of the time; the rest is for the Jacobian.
+_SHARE_OF_PLAIN = 0.6
 
 
 @torch.no_grad()
@@ -33,7 +37,7 @@ def native_alpha(
     *,
     search: SlopeSearch | None = None,
     memory_budget: int | None = None,
-    deadline: float | None = None,
+    clock: Clock = UNLIMITED,
     progress: Callable[[str], None] | None = None,
 ) -> RootBounds:
     """Upper bound of the problem's norm over the box, with optimised slopes.
@@ -46,8 +50,9 @@ def native_alpha(
         problem: What to bound.
         search: How slopes are optimised; the default if None.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
-        deadline: ``time.monotonic()`` after which slopes are left as they are; the bound is then
-            still computed.
+        clock: When to stop; slopes are left as they are after half of the time, or if it did not
+            suffice for plain CROWN. What was not reached is as loose as interval arithmetic, and
+            the bounds are never above those of interval arithmetic.
         progress: Gets one line per layer.
 
     Returns:
@@ -58,8 +63,14 @@ def native_alpha(
     budget = memory_budget or default_memory_budget(problem.graph.device)
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
-    plain = preactivation_bounds(plan, lower, upper, intervals, budget=budget)
+    optimising = clock.part(0.5)
+    plain = preactivation_bounds(
+        plan, lower, upper, intervals, budget=budget, clock=clock.part(_SHARE_OF_PLAIN)
+    )
     margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
+    is_cut = bool(clock.missed)
+    if is_cut:
+        clock.miss(STAGE)
     preacts: dict[int, Interval] = {}
     for activation in plan.activations:
         node = plan.preact_node(activation)
@@ -67,7 +78,7 @@ def native_alpha(
         is_open = problem.graph.nodes[activation].activation.is_open
         mask = is_open(*bounds)
         before = int(mask.sum())
-        if before and plan.value_exactness[node] is Exactness.LOOSE:
+        if before and not is_cut and plan.value_exactness[node] is Exactness.LOOSE:
             indices = needed_indices(mask)
             rows = optimised_preactivation_rows(
                 plan,
@@ -79,7 +90,7 @@ def native_alpha(
                 upper,
                 search,
                 budget=budget,
-                deadline=deadline,
+                clock=optimising,
             )
             rows = rows + margins[activation].flatten(1)[:, indices]
             bounds = intersect(bounds, place(bounds, rows, indices, mask))
@@ -87,8 +98,8 @@ def native_alpha(
                 left = int(is_open(*bounds).sum())
                 progress(f"{problem.graph.nodes[activation].name}: {left} of {before} unstable")
         preacts[activation] = bounds
-    found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True)
-    if problem.norm != "2":
+    found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True, clock=clock)
+    if problem.norm != "2" or clock.is_over:
         return found
     # Centres and distances do not always gain from narrower intervals.
     around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})

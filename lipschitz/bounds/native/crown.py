@@ -11,17 +11,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
+    interval_norm_bound,
     slope_intervals,
 )
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.problem import LocalProblem
+
+# Share of the time for rows one by one, where all of them are then bounded together.
+_SHARE_OF_ROWS = 0.6
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class RootBounds:
 
 
 @torch.no_grad()
-def native_crown(problem: LocalProblem, *, memory_budget: int | None = None) -> RootBounds:
+def native_crown(
+    problem: LocalProblem, *, memory_budget: int | None = None, clock: Clock = UNLIMITED
+) -> RootBounds:
     """Upper bound of the problem's norm over the box, for every row or all together, by CROWN.
 
     For Linf it equals the bounds of Shi et al. 2022 without slope optimisation and without
@@ -52,6 +59,8 @@ def native_crown(problem: LocalProblem, *, memory_budget: int | None = None) -> 
     Args:
         problem: What to bound.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop. What was not reached then is as loose as interval arithmetic, and the
+            bounds are never above those of interval arithmetic.
 
     Returns:
         The bounds, in the dtype of the problem.
@@ -60,9 +69,11 @@ def native_crown(problem: LocalProblem, *, memory_budget: int | None = None) -> 
     budget = memory_budget or default_memory_budget(problem.graph.device)
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
-    preacts = preactivation_bounds(plan, lower, upper, intervals, budget=budget)
+    preacts = preactivation_bounds(
+        plan, lower, upper, intervals, budget=budget, clock=clock.part(0.5)
+    )
     rounding = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
-    return root_bounds(plan, problem, preacts, rounding, budget=budget)
+    return root_bounds(plan, problem, preacts, rounding, budget=budget, clock=clock)
 
 
 def root_bounds(
@@ -73,6 +84,7 @@ def root_bounds(
     *,
     budget: int,
     tighten: bool = False,
+    clock: Clock = UNLIMITED,
 ) -> RootBounds:
     """The bounds of a problem that pre-activation intervals amount to.
 
@@ -83,12 +95,28 @@ def root_bounds(
         rounding: Widening that these contain, [1, *shape].
         budget: Bytes for rows.
         tighten: As in :func:`norm_bounds`.
+        clock: When to stop; with a note in it, interval arithmetic alone is asked as well.
     """
     slopes = slope_intervals(problem.graph, preacts)
     norm = norm_bounds(
-        plan, problem.rows, slopes, budget=budget, tighten=tighten, measure=problem.measure
+        plan,
+        problem.rows,
+        slopes,
+        budget=budget,
+        tighten=tighten,
+        measure=problem.measure,
+        clock=clock.part(_SHARE_OF_ROWS) if problem.measure.norm != "inf" else clock,
     )
     bounds = problem_bounds(
-        plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget
+        plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget, clock
     )
+    if clock.missed:  # lines may be looser than intervals, and have had no time to make up for it
+        bounds = torch.fmin(bounds, interval_bounds(problem))
     return RootBounds(bounds, preacts, norm, rounding)
+
+
+def interval_bounds(problem: LocalProblem) -> Tensor:
+    """What interval arithmetic alone makes of a problem, [R] or [1]."""
+    return interval_norm_bound(
+        problem.graph, problem.lower, problem.upper, problem.rows, problem.measure
+    )

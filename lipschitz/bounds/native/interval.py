@@ -45,13 +45,29 @@ class ForwardIntervals(NamedTuple):
     rounding: list[Tensor]
 
 
-def forward_intervals(graph: Graph, lower: Tensor, upper: Tensor) -> ForwardIntervals:
-    """Interval bounds of every node over boxes [B, *input_shape], widened against rounding."""
+def forward_intervals(
+    graph: Graph,
+    lower: Tensor,
+    upper: Tensor,
+    preacts: dict[int, Interval] | None = None,
+    last: int | None = None,
+) -> ForwardIntervals:
+    """Interval bounds of every node over boxes [B, *input_shape], widened against rounding.
+
+    Args:
+        graph: The network.
+        lower, upper: The boxes.
+        preacts: Intervals that are known of pre-activations, by activation node, [B, *shape].
+        last: Only up to this node.
+    """
     bounds, rounding = [Interval(lower, upper)], [torch.zeros_like(lower)]
     unit = guard(graph.dtype)
-    for node in graph.nodes[1:]:
+    known, stop = preacts or {}, None if last is None else last + 1
+    for index, node in enumerate(graph.nodes[1:stop], start=1):
         inputs = [bounds[p] for p in node.parents]
         if node.affine is None:
+            if index in known:
+                inputs = [intersect(inputs[0], known[index])]
             bounds.append(Interval(*node.activation.interval(*inputs[0])))
             rounding.append(torch.zeros_like(bounds[-1].lower))
             continue

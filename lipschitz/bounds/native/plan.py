@@ -83,6 +83,10 @@ class Plan:
         """The node whose value is the pre-activation of an activation node."""
         return self.graph.nodes[activation].parents[0]
 
+    def layer(self, activation: int) -> int:
+        """Number of an activation node among those that the output reads; the first is 1."""
+        return self.activations.index(activation) + 1
+
     def affine_exactness(self, index: int, exactness: Exactness) -> Exactness:
         """Exactness after the affine node ``index``, forward or adjoint, of one branch."""
         affine = self.graph.nodes[index].affine

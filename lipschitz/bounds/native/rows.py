@@ -19,7 +19,8 @@ def place(base: Interval, bounds: Tensor, indices: Tensor, mask: Tensor) -> Inte
 
     Args:
         base: Interval [B or 1, *shape].
-        bounds: Upper bounds [2, B or 1, K] of the rows and of the negated rows.
+        bounds: Upper bounds [2, B or 1, K] of the rows and of the negated rows; infinite ones, of
+            rows that were not reached, change nothing.
         indices: Flat coordinates of the rows, [K].
         mask: Where to use them, [B or 1, *shape].
     """
@@ -28,7 +29,7 @@ def place(base: Interval, bounds: Tensor, indices: Tensor, mask: Tensor) -> Inte
     ends = []
     for old, new in ((base.lower, -bounds[1]), (base.upper, bounds[0])):
         old = old.expand(batch, *shape).flatten(1)
-        chosen = mask.expand(batch, *shape).flatten(1)[:, indices]
+        chosen = mask.expand(batch, *shape).flatten(1)[:, indices] & ~new.isinf()
         merged = torch.where(chosen, new, old[:, indices])
         ends.append(old.index_copy(1, indices, merged).reshape(batch, *shape))
     return Interval(*ends)

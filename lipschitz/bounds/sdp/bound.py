@@ -22,12 +22,12 @@ of another cannot hold the maximum and is left where it is.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.outcome import Outcome, better
@@ -50,6 +50,9 @@ _MOST_AT_ONCE = 16
 # Programs that take so many seconds are solved one by one, and to this gap at best: time is better
 # spent on the next output.
 _LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
+_SHARE_OF_LINEAR, _SHARE_OF_SAMPLING = 0.6, 0.25
+# Of the time of a program.
+_SHARE_OF_CERTIFICATE = 0.5
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,18 @@ def sdp_bounds(
         last: What was solved before with the same network.
     """
     options = options or SdpOptions()
-    begin = time.monotonic()
+    clock = Clock.of(options.timeout)
     root = native_alpha(
-        problem, memory_budget=options.memory_budget, deadline=begin + options.timeout / 2
+        problem, memory_budget=options.memory_budget, clock=clock.part(_SHARE_OF_LINEAR)
     )
-    return tightened(problem, root, begin + options.timeout, options, last)
+    return tightened(problem, root, clock, options, last)
 
 
 @torch.no_grad()
 def tightened(
     problem: LocalProblem,
     root: RootBounds,
-    deadline: float,
+    clock: Clock,
     options: SdpOptions,
     last: LastSolutions | None = None,
 ) -> Outcome:
@@ -126,18 +129,19 @@ def tightened(
     Args:
         problem: What to bound.
         root: Its linear bounds.
-        deadline: ``time.monotonic()`` to stop at.
+        clock: When to stop.
         options: How hard to try until then.
         last: What was solved before with the same network.
     """
-    found = sample_gradients(problem, Sampling(seed=options.seed))
-    bounding = _Bounding(problem, root, options, deadline, last or LastSolutions(), found)
+    sampling = clock.part(_SHARE_OF_SAMPLING)
+    found = sample_gradients(problem, Sampling(seed=options.seed), clock=sampling)
+    bounding = _Bounding(problem, root, options, clock, last or LastSolutions(), found)
     status = BOUND
     try:
         bounding.run()
     except KeyboardInterrupt:
         status = INTERRUPTED
-    if status == BOUND and bounding.out_of_time:
+    if status == BOUND and clock.missed:
         status = TIMEOUT
     return Outcome(
         bounding.upper_bounds,
@@ -145,6 +149,7 @@ def tightened(
         root.class_upper_bounds,
         status,
         solver_gap=bounding.solver_gap,
+        not_reached=clock.not_reached,
     )
 
 
@@ -156,15 +161,14 @@ class _Bounding:
         problem: LocalProblem,
         root: RootBounds,
         options: SdpOptions,
-        deadline: float,
+        clock: Clock,
         last: LastSolutions,
         found: GradientNorms,
     ) -> None:
-        self.problem, self.root, self.options, self.deadline = problem, root, options, deadline
+        self.problem, self.root, self.options, self.clock = problem, root, options, clock
         self.last, self.found = last, found
         self.upper_bounds = root.class_upper_bounds.clone()
         self.gaps = torch.full_like(self.upper_bounds, torch.nan)  # of rows without a program
-        self.out_of_time = False
 
     @property
     def threshold(self) -> Tensor:
@@ -183,38 +187,52 @@ class _Bounding:
         most = min(programs_at_once(problem, root), _MOST_AT_ONCE)
         if not most:
             return
+        if self.clock.is_over:
+            self._note(len(self.upper_bounds))
+            return
         seconds = seconds_per_program(problem, root)
         tolerance = self.options.tolerance
         if seconds > _LONG:
             most, tolerance = 1, max(tolerance, _TOLERANCE_OF_LONG)
         starts = self.last.of(problem, root)
-        effort = Effort(tolerance, self.options.sweeps, self.deadline)
         order = self.upper_bounds.argsort(descending=True)
         # The first alone: what it finds may rule out others.
+        waiting = len(order)
         for rows in [order[:1], *order[1:].split(most)]:
+            waiting -= len(rows)
             rows = rows[self.upper_bounds[rows] > self.threshold]
             if not len(rows):
                 continue
-            self.out_of_time = time.monotonic() + len(rows) * seconds > self.deadline
-            if self.out_of_time:
+            if not self.clock.allows(len(rows) * seconds):
+                self._note(len(rows) + waiting)
                 return
+            certificate = len(rows) * seconds * _SHARE_OF_CERTIFICATE
+            effort = Effort(tolerance, self.options.sweeps, self.clock, certificate)
             facts = root_facts(problem, root, rows)
             numbers = self.last.numbers[rows]
             solved = solve_boxes(problem, facts, self.upper_bounds[rows], effort, starts, numbers)
             self.last.numbers[rows] = starts.keep(solved.sweeps)
             self._take_in(rows, solved)
+            if self.clock.is_over and bool((solved.gap > tolerance).any()):
+                self._note(len(rows) + waiting)
+                return
+
+    def _note(self, outputs: int) -> None:
+        self.clock.miss(f"semidefinite programs of {outputs} output{'s' * (outputs > 1)}")
 
     def _take_in(self, rows: Tensor, solved: Solved) -> None:
         """Bounds of some rows, and true gradients near the points that their solutions suggest."""
         self.gaps[rows] = solved.gap.to(self.gaps)
         self.upper_bounds[rows] = torch.minimum(self.upper_bounds[rows], solved.upper_bound)
         problem = self.problem
+        if self.clock.is_over:
+            return
         points = points_to_try(problem, solved.sweeps).flatten(0, 1)
         some = replace(
             problem, rows=problem.rows[rows], row_names=tuple(problem.row_names[i] for i in rows)
         )
         sampling = Sampling(num_random=1, seed=self.options.seed)
-        climbed = sample_gradients(some, sampling, starts=points)
+        climbed = sample_gradients(some, sampling, starts=points, clock=self.clock.without_notes())
         norms, witnesses = self.found.norms.clone(), self.found.witnesses.clone()
         norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
         self.found = better(self.found, GradientNorms(norms, witnesses))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.bounds.native.memory.budget import free_memory
@@ -39,12 +40,14 @@ class Effort:
         tolerance: Gap between certified bound and the value of the vectors, relative to the bound,
             at which a program is done.
         sweeps: At most so many.
-        deadline: ``time.monotonic()`` to stop at.
+        clock: When to stop.
+        certificate: Seconds to keep for the first certificate; what later ones take is measured.
     """
 
     tolerance: float = 1e-3
     sweeps: int = 500
-    deadline: float | None = None
+    clock: Clock = UNLIMITED
+    certificate: float = 0.0
 
 
 # Sweeps before the first certificate; their number doubles before each further one. A certificate
@@ -99,8 +102,10 @@ def solve_boxes(
     )
     left = torch.arange(len(program), device=bound.device)
     gap = torch.full_like(bound, torch.inf)
-    while True:
-        sweeps.go_on(count, effort.deadline)
+    clock, certificate = effort.clock, effort.certificate
+    while clock.allows(certificate):
+        sweeps.go_on(count, clock.before(certificate))
+        begin = clock.now()
         # With signs fixed by splits the program's value may be negative; the norm is not.
         found = certified_bound(program.take(left), sweeps.multipliers().take(left)).clamp(min=0)
         bound[left] = torch.minimum(bound[left], found)
@@ -108,10 +113,10 @@ def solve_boxes(
         part = torch.where(bound[left] > 0, apart / bound[left], 0.0)
         gap[left] = part.nan_to_num(torch.inf, torch.inf).clamp(min=0)
         left = left[gap[left] > effort.tolerance]
-        late = effort.deadline is not None and time.monotonic() > effort.deadline
-        if not len(left) or sweeps.done >= effort.sweeps or late:
+        if not len(left) or sweeps.done >= effort.sweeps:
             break
-        count = sweeps.done
+        certificate = clock.now() - begin
+        count = max(1, sweeps.done)
     raised = torch.fmin(known, raise_upper_bound(bound.to(known.dtype)))
     return Solved(raised, gap, program, sweeps)
 

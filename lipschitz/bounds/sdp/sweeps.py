@@ -24,11 +24,11 @@ Shapes: B programs, R components, D entries, M neurons.
 from __future__ import annotations
 
 import copy
-import time
 
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.sdp.closed_forms import Signs, best_between, best_signs
 from lipschitz.bounds.sdp.dual import Multipliers
 from lipschitz.bounds.sdp.program import Program
@@ -144,11 +144,9 @@ class Sweeps:
             counts[:, 0] += below - above
         self.program.push_forward(counts, self._set_weight)
 
-    def go_on(self, count: int, deadline: float | None = None) -> None:
-        """So many more sweeps, or until ``time.monotonic()`` reaches the deadline."""
-        for _ in range(count):
-            if deadline is not None and time.monotonic() > deadline:
-                return
+    def go_on(self, count: int, clock: Clock = UNLIMITED) -> None:
+        """So many more sweeps, or as many as there is time for."""
+        for _ in clock.in_time(range(count)):
             self.before = self._multipliers()
             self.done += 1
             self.forth()

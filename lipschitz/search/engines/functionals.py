@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds
@@ -150,6 +151,7 @@ class FunctionalSearch(NeuronSearch):
         root: Root bounds with one row per functional (:meth:`Functionals.spread`).
         choose: Picks the neuron to split; ``slope`` if None. Entries have no sign left to split.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop.
     """
 
     def __init__(
@@ -159,12 +161,17 @@ class FunctionalSearch(NeuronSearch):
         choose: Chooser | None = None,
         *,
         memory_budget: int | None = None,
+        clock: Clock = UNLIMITED,
     ) -> None:
         graph = functionals.problem.graph
         self.functionals, self.sums = functionals, PathSums(graph)
         self.double_sums = PathSums(graph.double)
         super().__init__(
-            functionals.problem, root, choose or chooser("slope"), memory_budget=memory_budget
+            functionals.problem,
+            root,
+            choose or chooser("slope"),
+            memory_budget=memory_budget,
+            clock=clock,
         )
 
     def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
@@ -195,13 +202,20 @@ class FunctionalBisection(InputSearch):
     Args:
         functionals: What to bound.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop.
     """
 
-    def __init__(self, functionals: Functionals, *, memory_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        functionals: Functionals,
+        *,
+        memory_budget: int | None = None,
+        clock: Clock = UNLIMITED,
+    ) -> None:
         graph = functionals.problem.graph
         self.functionals, self.sums = functionals, PathSums(graph)
         self.double_sums = PathSums(graph.double)
-        super().__init__(functionals.problem, memory_budget=memory_budget)
+        super().__init__(functionals.problem, memory_budget=memory_budget, clock=clock)
 
     def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
         entries = Interval(*(end.flatten(1) for end in norm.entries))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
@@ -45,10 +46,18 @@ class InputSearch:
     Args:
         problem: The problem.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop; what is not reached in a box is as loose as interval arithmetic.
     """
 
-    def __init__(self, problem: LocalProblem, *, memory_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        problem: LocalProblem,
+        *,
+        memory_budget: int | None = None,
+        clock: Clock = UNLIMITED,
+    ) -> None:
         self.problem, self.plan = problem, Plan(problem.graph)
+        self.clock = clock.without_notes()
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
         count = len(problem.rows)
         row = torch.arange(count, device=problem.rows.device)
@@ -70,7 +79,9 @@ class InputSearch:
         graph, plan = self.problem.graph, self.plan
         lower, upper = self._shaped(boxes.lower), self._shaped(boxes.upper)
         intervals = forward_intervals(graph, lower, upper)
-        preacts = preactivation_bounds(plan, lower, upper, intervals, budget=self.budget)
+        preacts = preactivation_bounds(
+            plan, lower, upper, intervals, budget=self.budget, clock=self.clock.part(0.5)
+        )
         slopes = slope_intervals(graph, preacts)
         norm = norm_bounds(
             plan,
@@ -79,6 +90,7 @@ class InputSearch:
             budget=self.budget,
             tighten=True,
             measure=self.problem.measure,
+            clock=self.clock,
         )
         bound = self._objective(boxes, slopes, norm)
         # An entry can vary only through open slopes; cut where that, times the edge, is largest.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound, rounded_down
@@ -26,6 +27,7 @@ class EntrySearch(FunctionalSearch):
         lower_bound: Entries that stay below it are left out.
         largest: How many entries there is room for.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop.
 
     Attributes:
         left_out: Upper bound of the entries left out, [R].
@@ -39,6 +41,7 @@ class EntrySearch(FunctionalSearch):
         *,
         largest: int,
         memory_budget: int | None = None,
+        clock: Clock = UNLIMITED,
     ) -> None:
         measure = problem.measure
         ends = [raise_upper_bound(measure.counted(end.flatten(1))) for end in root.norm.entries]
@@ -53,7 +56,10 @@ class EntrySearch(FunctionalSearch):
         queries = [(row, entry, -1 if side else 1) for row, entry, side in chosen.tolist()]
         functionals = Functionals.of_entries(problem, queries)
         super().__init__(
-            functionals, functionals.spread(root, self.rows), memory_budget=memory_budget
+            functionals,
+            functionals.spread(root, self.rows),
+            memory_budget=memory_budget,
+            clock=clock,
         )
 
     def row_bounds(self, bounds: Tensor) -> Tensor:

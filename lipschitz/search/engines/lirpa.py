@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.neurons import NeuronSearch
@@ -31,18 +32,30 @@ class LirpaSearch(NeuronSearch):
         root: Root bounds, as ``engine`` found them.
         choose: Picks the neuron to split; one that never picks an entry's sign, which this engine
             has no bound for.
+        clock: When to stop.
     """
 
     def __init__(
-        self, problem: LocalProblem, engine: LirpaEngine, root: RootBounds, choose: Chooser
+        self,
+        problem: LocalProblem,
+        engine: LirpaEngine,
+        root: RootBounds,
+        choose: Chooser,
+        clock: Clock = UNLIMITED,
     ) -> None:
-        self.engine = engine
-        super().__init__(problem, root, choose, refresh_every=0)
+        from lipschitz.bounds.lirpa.bounds import OutOfTimeError  # its package is optional
+
+        self.engine, self.out_of_time = engine, OutOfTimeError
+        super().__init__(problem, root, choose, refresh_every=0, clock=clock)
 
     def evaluate(self, subdomains: Subdomains) -> Subdomains:
         """CROWN bounds of the Jacobian with the subdomains' own pre-activation intervals."""
         preacts = self._preacts(subdomains)
-        norm = self.engine.norm_bounds(self.problem, self.problem.rows[subdomains.row], preacts)
+        directions = self.problem.rows[subdomains.row]
+        try:
+            norm = self.engine.norm_bounds(self.problem, directions, preacts, self.clock)
+        except self.out_of_time:  # they keep what holds for their parents
+            return subdomains.having(choice=torch.full_like(subdomains.choice, -1))
         batch, like, join = len(subdomains), subdomains.preact_lower, self.layout.join
         zeros = {i: like.new_zeros(1, *shape) for i, shape in self.layout.shapes.items()}
         lower = join({i: b.lower for i, b in norm.cotangents.items()}, batch, like)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.feasibility.batched import search_feasible
 from lipschitz.bounds.feasibility.by_program import check_leaf
 from lipschitz.bounds.native.backward.first_layer import FirstLayer
@@ -54,6 +55,7 @@ class NeuronSearch:
         beta_steps: Steps with which multipliers of the splits tighten recomputed intervals; 0
             leaves the splits out of them.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop; what is not recomputed or checked then stays as it is.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class NeuronSearch:
         feasibility_steps: int = 60,
         beta_steps: int = 0,
         memory_budget: int | None = None,
+        clock: Clock = UNLIMITED,
     ) -> None:
+        self.clock = clock.without_notes()
         self.problem, self.root_bounds, self.choose = problem, root, choose
         self.bounder = DomainBounder(
-            problem, root, memory_budget=memory_budget, multiplier_steps=beta_steps
+            problem, root, memory_budget=memory_budget, multiplier_steps=beta_steps, clock=clock
         )
         self.plan = self.bounder.plan
         self.layout = NeuronLayout(problem.graph, self.plan.activations)
@@ -90,7 +94,7 @@ class NeuronSearch:
         )
         self.tests_feasibility = 0 < self.constraints.size() <= _LARGEST_CONSTRAINTS
         self.table = None
-        if self.layout.splits_at_zero:
+        if self.layout.splits_at_zero and self.constraints.has_small_first_layer():
             self.table = implications(*self.constraints.first_layer(), self.layout.total)
         self.feasibility_steps = feasibility_steps
         if refresh_every is None:
@@ -238,6 +242,7 @@ class NeuronSearch:
             budget=self.bounder.budget,
             tighten=True,
             measure=self.problem.measure,
+            clock=self.clock,
         )
         lower = join({i: norm.cotangents[i].lower for i in self.layout.slices}, batch, like)
         upper = join({i: norm.cotangents[i].upper for i in self.layout.slices}, batch, like)
@@ -273,10 +278,10 @@ class NeuronSearch:
             empty, attained = test.empty, test.found & self._attains(leaves, test.point)
         undecided = (~(empty | attained)).nonzero()[:, 0].tolist()
         empty, attained = empty.clone(), attained.clone()
-        for index in undecided:
+        for index in self.clock.in_time(undecided):
             one = leaves.take(slice(index, index + 1))
             matrix, constant = self.constraints(one)
-            verdict = check_leaf(matrix[0], constant[0])
+            verdict = check_leaf(matrix[0], constant[0], self.clock.left)
             empty[index] = verdict.empty
             if verdict.point is not None:
                 point = verdict.point.to(matrix)[None]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.sdp.boxes import (
@@ -79,7 +80,7 @@ class ProgramSearch:
     Args:
         native: Bounds and splits by linear relaxation; the programs start from its intervals.
         root: The bounds of the whole box.
-        deadline: ``time.monotonic()`` after which no program is begun or continued.
+        clock: When no program is begun or continued any more.
         always: Solve a program for every subdomain that is split.
 
     Attributes:
@@ -90,9 +91,9 @@ class ProgramSearch:
     """
 
     def __init__(
-        self, native: NeuronSearch, root: RootBounds, deadline: float, *, always: bool = False
+        self, native: NeuronSearch, root: RootBounds, clock: Clock, *, always: bool = False
     ) -> None:
-        self.native, self.deadline, self.always = native, deadline, always
+        self.native, self.clock, self.always = native, clock, always
         self.problem, self.layout = native.problem, native.layout
         self.seconds_per_program = seconds_per_program(self.problem, root)
         self.most = max(1, min(_MOST, programs_at_once(self.problem, root)))
@@ -170,7 +171,7 @@ class ProgramSearch:
 
     def _wanting(self, subdomains: ProgrammedSubdomains) -> Tensor:
         """Whether a program is wanted before a subdomain is split, [B]."""
-        if time.monotonic() + self.seconds_per_program > self.deadline:
+        if not self.clock.allows(self.seconds_per_program):
             return torch.zeros_like(subdomains.solved)
         lags = subdomains.linear > (1 + self.lag) * subdomains.upper_bound
         first = subdomains.origin < 0
@@ -209,7 +210,7 @@ class ProgramSearch:
         begin = time.perf_counter()
         bound = subdomains.upper_bound
         warm = bool((subdomains.origin >= 0).all())
-        effort = Effort(_TOLERANCE, _SWEEPS if warm else _COLD_SWEEPS, self.deadline)
+        effort = Effort(_TOLERANCE, _SWEEPS if warm else _COLD_SWEEPS, self.clock)
         solved = solve_boxes(
             self.problem, self.facts(subdomains), bound, effort, self.starts, subdomains.origin
         )

@@ -11,6 +11,8 @@ Shapes: B subdomains, K constraints, D inputs.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import ForwardIntervals, Interval
 from lipschitz.bounds.native.lines import activation_lines
 from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
+from lipschitz.search.splits import LARGEST_TABLE
 from lipschitz.search.subdomains import NeuronLayout, Subdomains
 
 
@@ -53,8 +56,16 @@ class SplitConstraints:
             for i in layout.slices
             if plan.value_exactness[plan.preact_node(i)] is not Exactness.LOOSE
         }
-        # Rows of the neurons that are affine in the input, the same for every subdomain.
-        self._affine_rows = {i: self._constant_rows(i) for i in self.affine}
+
+    @cached_property
+    def _affine_rows(self) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Rows of the neurons that are affine in the input, the same for every subdomain."""
+        return {i: self._constant_rows(i) for i in self.affine}
+
+    def has_small_first_layer(self) -> bool:
+        """Whether a table of all pairs of :meth:`first_layer` is worth its time and memory."""
+        count = sum(int(self.unstable[self.layout.slices[i]].sum()) for i in self.affine)
+        return count * count * len(self.centre) <= LARGEST_TABLE
 
     def _constant_rows(self, activation: int) -> tuple[Tensor, Tensor, Tensor]:
         """Indices, coefficients [K, D] and constants [K] of the open neurons of a layer."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_rows
@@ -51,6 +52,7 @@ class DomainBounder:
         multiplier_steps: Steps with which refreshing uses the splits themselves to tighten
             pre-activations (:mod:`lipschitz.search.subdomain_bounds.multipliers`); 0 leaves them
             out.
+        clock: When to stop; intervals not reached then stay as they are.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class DomainBounder:
         *,
         memory_budget: int | None = None,
         multiplier_steps: int = 0,
+        clock: Clock = UNLIMITED,
     ) -> None:
-        self.problem = problem
+        self.problem, self.clock = problem, clock.without_notes()
         self.plan = Plan(problem.graph)
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
         self.rounding = root.rounding
@@ -105,6 +108,7 @@ class DomainBounder:
             budget=self.budget,
             tighten=True,
             measure=self.problem.measure,
+            clock=self.clock,
         )
         upper_bound = norm.upper_bound.masked_fill(empty, -torch.inf)
         return DomainBounds(upper_bound, preacts, norm, empty)
@@ -128,7 +132,14 @@ class DomainBounder:
                 indices = needed_indices(mask)
                 if len(indices):
                     rows = preactivation_rows(
-                        self.plan, activation, indices, lines, self.lower, self.upper, self.budget
+                        self.plan,
+                        activation,
+                        indices,
+                        lines,
+                        self.lower,
+                        self.upper,
+                        self.budget,
+                        self.clock,
                     )
                     margin = self.rounding[activation].flatten(1)[:, indices]
                     bounds = intersect(bounds, place(bounds, rows + margin, indices, mask))
@@ -138,4 +149,4 @@ class DomainBounder:
                 bounds,
                 rounding=self.rounding[activation],
             )
-        return tightened if self.by_splits is None else self.by_splits(tightened)
+        return tightened if self.by_splits is None else self.by_splits(tightened, self.clock)

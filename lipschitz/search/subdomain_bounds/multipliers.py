@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.value_pass import value_upper_line
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.lines import Lines, activation_lines
@@ -125,8 +126,12 @@ class SplitTightening:
         constant = constant + at_input @ self.centre
         return (at_input * self.radius).unflatten(1, (2, -1)), constant.unflatten(1, (2, -1))
 
-    def __call__(self, preacts: dict[int, Interval]) -> dict[int, Interval]:
+    def __call__(
+        self, preacts: dict[int, Interval], clock: Clock = UNLIMITED
+    ) -> dict[int, Interval]:
         """Pre-activation intervals [B, *shape], never looser than the given ones.
+
+        Subdomains that the clock leaves no time for keep theirs.
 
         A neuron counts as split if its interval ends at 0; one that bounds alone have decided
         adds nothing to what they know.
@@ -139,10 +144,13 @@ class SplitTightening:
         # Rows and residuals of two sides, the constraints, and five tensors of multipliers.
         numbers = 6 * 2 * free * inputs + 2 * splits * inputs + 5 * 2 * free * splits
         step = max(1, self.budget // (numbers * self.centre.element_size()))
-        parts = []
-        for start in range(0, max(len(p.lower) for p in preacts.values()), step):
-            boxes = slice(start, start + step)
+        parts, done = [], 0
+        batch = max(len(p.lower) for p in preacts.values())
+        for start in clock.in_time(range(0, batch, step)):
+            boxes, done = slice(start, start + step), start + step
             parts.append(self._tighten({i: _boxes(p, boxes) for i, p in preacts.items()}))
+        if done < batch:
+            parts.append({i: _boxes(p, slice(done, batch)) for i, p in preacts.items()})
         return {
             i: Interval(*(torch.cat([part[i][side] for part in parts]) for side in (0, 1)))
             for i in preacts

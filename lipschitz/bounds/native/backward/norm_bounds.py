@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
 from lipschitz.bounds.native.backward.first_layer import FirstLayer
 from lipschitz.bounds.native.backward.norm_node import norm_node
@@ -47,8 +48,23 @@ class NormBounds:
     coefficients: dict[int, Tensor]
 
 
+# Share of the time that is kept for the last pass, one row per output.
+_SHARE_OF_NORM = 0.1
+STAGE, ENTRIES, NORM = (
+    "linear bounds of cotangents",
+    "linear bounds of entries",
+    "the norm's chords",
+)
+
+
 def cotangent_rows(
-    plan: Plan, node: int, indices: Tensor, lines: dict[int, Lines], rows: Tensor, budget: int
+    plan: Plan,
+    node: int,
+    indices: Tensor,
+    lines: dict[int, Lines],
+    rows: Tensor,
+    budget: int,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """CROWN bounds of chosen entries of a node's cotangent.
 
@@ -59,13 +75,17 @@ def cotangent_rows(
         lines: Lines of the slope products after the node, [B or 1, ...].
         rows: Output directions [B, C].
         budget: Bytes for rows.
+        clock: When to stop.
 
     Returns:
-        Upper bounds of the entries and of their negatives, [2, B, K].
+        Upper bounds of the entries and of their negatives, [2, B, K]; infinity where the time did
+        not suffice.
     """
     batch = len(rows)
-    bounds = rows.new_empty(2, batch, len(indices))
-    for boxes, chunk in row_chunks(batch, len(indices), plan.largest, budget, rows.element_size()):
+    bounds = rows.new_full((2, batch, len(indices)), torch.inf)
+    chunks = row_chunks(batch, len(indices), plan.largest, budget, rows.element_size())
+    stage = (STAGE, plan.layer(node)) if node else (ENTRIES,)
+    for boxes, chunk in clock.in_time(chunks, *stage):
         result = cotangent_upper_bound(
             plan,
             node,
@@ -85,6 +105,7 @@ def norm_bounds(
     budget: int,
     tighten: bool = False,
     measure: Measure | None = None,
+    clock: Clock = UNLIMITED,
 ) -> NormBounds:
     """Bounds of the Jacobian and of its rows' norms from the slopes' intervals.
 
@@ -96,6 +117,8 @@ def norm_bounds(
         tighten: Intersect CROWN's bounds of g and of the entries with interval arithmetic's;
             plain CROWN does not.
         measure: The norm, of each row; that of Linf if None.
+        clock: When to stop. Of the time left every layer has its share, the last for the norm;
+            what is not reached keeps interval arithmetic's bounds.
 
     Returns:
         Bounds for B boxes.
@@ -108,6 +131,8 @@ def norm_bounds(
     cotangents: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
 
+    inner, steps = clock.part(1 - _SHARE_OF_NORM), len(plan.activations) + 1
+
     def bounded(index: int, mask: Tensor | None) -> Interval:
         """Bounds of a node's cotangent where ``mask`` asks for them (everywhere if None)."""
         found = intervals[index]
@@ -118,9 +143,9 @@ def norm_bounds(
         indices = needed_indices(mask)
         if not len(indices):
             return found
-        crown = place(
-            found, cotangent_rows(plan, index, indices, lines, rows, budget), indices, mask
-        )
+        share = inner.part(1 / max(1, steps))
+        crown = cotangent_rows(plan, index, indices, lines, rows, budget, share)
+        crown = place(found, crown, indices, mask)
         return intersect(found, crown) if tighten else crown
 
     for index in range(len(graph.nodes) - 1, 0, -1):
@@ -135,6 +160,7 @@ def norm_bounds(
             if first is not None and index in first.activations:
                 wanted = (slope.lower != 0) | (slope.upper != 0)
             cotangents[index] = bounded(index, wanted)
+            steps -= 1
             lines[index] = product_lines(cotangents[index], slope)
             contributions = [product_interval(cotangents[index], slope)]
             certain = not bool(uncertain.any())
@@ -162,6 +188,11 @@ def norm_bounds(
         zero = rows.new_zeros(batch, *graph.input_shape)
         return NormBounds(rows.new_zeros(batch), Interval(zero, zero), cotangents, {})
     entries = bounded(0, None)
+    if clock.is_over:
+        clock.miss(NORM)
+        simple = measure.upper_bound(*entries)
+        zeros = {i: torch.zeros_like(g.lower) for i, g in cotangents.items()}
+        return NormBounds(simple, entries, cotangents, zeros)
     upper_bound, coefficients = norm_node(
         plan, measure, rows, entries, lines, cotangents, slopes, first
     )

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.global_norm import global_norm_bound
 from lipschitz.bounds.native.backward.norm_node import norm_node
 from lipschitz.bounds.native.backward.spectral import spectral_bounds
@@ -28,6 +29,8 @@ from lipschitz.bounds.native.plan import Plan
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 
+STAGE = "operator norms"
+
 
 def problem_bounds(
     plan: Plan,
@@ -37,6 +40,7 @@ def problem_bounds(
     entries: Interval,
     cotangents: dict[int, Interval],
     budget: int,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Upper bounds of a problem: one per row, or one of all rows together.
 
@@ -48,6 +52,7 @@ def problem_bounds(
         entries: Intervals of the Jacobian, [R, *input_shape].
         cotangents: Interval of g by activation node, [R, *shape].
         budget: Bytes for rows.
+        clock: When to stop; bounds that the time does not suffice for are left out.
 
     Returns:
         [R] or [1].
@@ -55,13 +60,18 @@ def problem_bounds(
     measure = problem.measure
     if measure.norm == "inf":
         return row_bounds
+    if clock.is_over:
+        clock.miss(STAGE)
+        return (
+            measure.upper_bound(*(e.flatten(1) for e in entries)) if measure.joint else row_bounds
+        )
     everywhere = global_norm_bound(problem.graph, problem.rows, measure)
-    if measure.norm == "2":
+    if measure.norm == "2" and not clock.is_over:
         around = spectral_bounds(plan, problem, slopes, cotangents)
         everywhere = torch.minimum(everywhere, around)
     if not measure.joint:
         return torch.minimum(row_bounds, everywhere)
-    sums, entries = column_sums(plan, problem, measure, slopes, entries, budget)
+    sums, entries = column_sums(plan, problem, measure, slopes, entries, budget, clock.part(0.9))
     bound = torch.minimum(measure.upper_bound(*entries), everywhere)[0]
     if measure.norm == "1":
         return torch.minimum(bound, sums).reshape(1)

@@ -16,6 +16,7 @@ import copy
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.preactivations import preactivation_rows
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import Interval, intersect, product_interval
@@ -30,6 +31,7 @@ from lipschitz.rounding import raise_upper_bound
 
 # Rows times the widest layer that tighter intervals of deep tangents are worth; a few seconds.
 _LARGEST_WORK = 2 * 10**8
+STAGE = "columns of the Jacobian"
 
 
 def _tangent_lines(
@@ -80,6 +82,7 @@ def column_sums(
     slopes: dict[int, Interval],
     entries: Interval,
     budget: int,
+    clock: Clock = UNLIMITED,
 ) -> tuple[Tensor, Interval]:
     """Upper bound of the largest column sum of magnitudes, and the entries' intervals.
 
@@ -90,6 +93,7 @@ def column_sums(
         slopes: Slope interval by activation node, [1, *shape].
         entries: Intervals of the Jacobian, [R, *input_shape].
         budget: Bytes for rows.
+        clock: When to stop; columns not reached are summed from the given intervals.
 
     Returns:
         A number, and the intervals intersected with those found here, [R, *input_shape].
@@ -101,10 +105,11 @@ def column_sums(
     last = len(plan.graph.nodes) - 1
     slopes = {a: slopes[a] for a in plan.activations}
     lower, upper = (end.reshape(count, inputs).T.clone() for end in entries)  # [D, R]
-    sums = lower.new_zeros(inputs)
+    sums = torch.maximum(lower.abs(), upper.abs()).sum(1)
     both = torch.cat([rows, -rows]).unsqueeze(0)
     zero = lower.new_zeros(1, *shape)
-    for part, _ in row_chunks(inputs, 1, plan.largest * count, budget, rows.element_size()):
+    chunks = row_chunks(inputs, 1, plan.largest * count, budget, rows.element_size())
+    for part, _ in clock.in_time(chunks, STAGE):
         size = len(range(inputs)[part])
         directions = lower.new_zeros(size, inputs)
         directions[torch.arange(size), torch.arange(part.start, part.start + size)] = 1

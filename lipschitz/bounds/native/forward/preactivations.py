@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
+    forward_intervals,
+    intersect,
 )
 from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import row_chunks, take
 from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
 from lipschitz.bounds.native.rows import needed_indices, place
+
+STAGE = "linear bounds"
 
 
 def preactivation_rows(
@@ -23,6 +29,7 @@ def preactivation_rows(
     lower: Tensor,
     upper: Tensor,
     budget: int,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """CROWN bounds of chosen pre-activations.
 
@@ -33,16 +40,18 @@ def preactivation_rows(
         lines: Lines of the earlier activations, [B or 1, ...].
         lower, upper: Boxes, [B or 1, *input_shape].
         budget: Bytes for rows.
+        clock: When to stop.
 
     Returns:
-        Upper bounds of z and of -z, [2, B, K].
+        Upper bounds of z and of -z, [2, B, K]; infinity where the time did not suffice.
     """
     node = plan.preact_node(activation)
     shape = plan.graph.nodes[node].shape
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
     batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
-    bounds = lower.new_empty(2, batch, len(indices))
-    for boxes, chunk in row_chunks(batch, len(indices), plan.largest, budget, lower.element_size()):
+    bounds = lower.new_full((2, batch, len(indices)), torch.inf)
+    chunks = row_chunks(batch, len(indices), plan.largest, budget, lower.element_size())
+    for boxes, chunk in clock.in_time(chunks, STAGE, plan.layer(activation)):
         result = value_upper_bound(
             plan,
             node,
@@ -62,6 +71,7 @@ def preactivation_bounds(
     intervals: ForwardIntervals,
     *,
     budget: int,
+    clock: Clock = UNLIMITED,
 ) -> dict[int, Interval]:
     """Pre-activation intervals by CROWN, as auto_LiRPA's plain CROWN has them.
 
@@ -73,6 +83,8 @@ def preactivation_bounds(
         lower, upper: Boxes [B, *input_shape].
         intervals: Interval bounds over the boxes.
         budget: Bytes for rows.
+        clock: When to stop. Earlier layers come first, as all later ones gain by them; what is not
+            reached keeps interval arithmetic's bounds, taken from what has been.
 
     Returns:
         Interval by activation node, [B, *shape].
@@ -82,11 +94,16 @@ def preactivation_bounds(
     for activation in plan.activations:
         node = plan.preact_node(activation)
         bounds = intervals.bounds[node]
+        if preacts and clock.missed:  # at least from what has been reached so far
+            again = forward_intervals(plan.graph, lower, upper, preacts, last=node)
+            bounds = intersect(bounds, again.bounds[node])
         if plan.value_exactness[node] is Exactness.LOOSE:
             mask = plan.graph.nodes[activation].activation.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
-                rows = preactivation_rows(plan, activation, indices, lines, lower, upper, budget)
+                rows = preactivation_rows(
+                    plan, activation, indices, lines, lower, upper, budget, clock
+                )
                 margin = intervals.rounding[node].flatten(1)[:, indices]
                 bounds = place(bounds, rows + margin, indices, mask)
         preacts[activation] = bounds

@@ -10,13 +10,13 @@ kept.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.lines import Lines, activation_lines
@@ -32,6 +32,8 @@ from lipschitz.network.activations import PiecewiseLinear
 _COPIES = 14
 # With curved activations also two slopes with moments, and the candidates for where lines touch.
 _CURVE_COPIES = 40
+
+STAGE = "slope optimisation"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def optimised_preactivation_rows(
     search: SlopeSearch,
     *,
     budget: int,
-    deadline: float | None = None,
+    clock: Clock = UNLIMITED,
 ) -> Tensor:
     """Bounds of chosen pre-activations, each with its own optimised slopes.
 
@@ -114,7 +116,7 @@ def optimised_preactivation_rows(
         lower, upper: Boxes, [B or 1, *input_shape].
         search: How to optimise.
         budget: Bytes for rows.
-        deadline: ``time.monotonic()`` to stop at; rows not reached are left at infinity.
+        clock: When to stop; rows not reached are left at infinity.
 
     Returns:
         Upper bounds of z and of -z, [2, B, K].
@@ -130,9 +132,9 @@ def optimised_preactivation_rows(
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
     straight = all(isinstance(graph.nodes[a].activation, PiecewiseLinear) for a in earlier)
     copies = _COPIES if straight else _CURVE_COPIES
-    for boxes, chunk in row_chunks(
-        batch, len(indices), plan.largest, budget, lower.element_size(), copies
-    ):
+    chunks = row_chunks(batch, len(indices), plan.largest, budget, lower.element_size(), copies)
+    layer = plan.layer(activation)
+    for boxes, chunk in clock.in_time(chunks, STAGE, layer):
         found = _optimised_chunk(
             plan,
             plan.preact_node(activation),
@@ -143,16 +145,11 @@ def optimised_preactivation_rows(
             (take(centre, boxes), take(radius, boxes)),
             min(batch, boxes.stop) - boxes.start,
             search,
-            deadline,
+            clock,
+            layer,
         )
         bounds[0, boxes, chunk], bounds[1, boxes, chunk] = found.chunk(2, dim=1)
-        if _is_late(deadline):
-            break
     return bounds
-
-
-def _is_late(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() > deadline
 
 
 def _optimised_chunk(
@@ -165,12 +162,14 @@ def _optimised_chunk(
     box: tuple[Tensor, Tensor],
     batch: int,
     search: SlopeSearch,
-    deadline: float | None,
+    clock: Clock,
+    layer: int,
 ) -> Tensor:
     """Smallest upper bound found for each of the rows [1, K, *shape]: [B, K].
 
     ``lines`` are those to start from, ``preacts`` and ``rounding`` [B or 1, *shape] what they are
-    made from, and ``box`` is its centre and radius, [B or 1, *input_shape].
+    made from, and ``box`` is its centre and radius, [B or 1, *input_shape]. ``clock`` says when to
+    stop, in which layer.
     """
     record: dict[int, Window] = {}
     best = value_upper_bound(plan, node, rows, lines, *box, record).expand(batch, rows.shape[1])
@@ -212,9 +211,7 @@ def _optimised_chunk(
     adam = _Adam(slopes | shares, search, pace)
     before = best.sum()
     start, idle = float(before), 0
-    for _ in range(search.steps):
-        if _is_late(deadline):
-            break
+    for _ in clock.in_time(range(search.steps), STAGE, layer):
         values = attaining_values(plan, record, lines, *box)
         gradients = {
             a: (record[a].values.clamp(max=0) * values[plan.preact_node(a)]).mul_(free[a])

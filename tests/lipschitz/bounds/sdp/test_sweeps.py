@@ -12,6 +12,7 @@ from cases import CASES, REFERENCES, Case, mlp
 from shared import problem_of
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.interval import Interval
@@ -26,11 +27,11 @@ from lipschitz.problem import LocalProblem, make_problem
 MANY = 200
 
 
-def swept(program: Program, count: int, deadline: float | None = None) -> Sweeps:
+def swept(program: Program, count: int, clock: Clock = UNLIMITED) -> Sweeps:
     """Vectors after so many sweeps from a cold start."""
     with torch.no_grad():
         sweeps = Sweeps(program, rank_for(int(program.sizes.max())))
-        sweeps.go_on(count, deadline)
+        sweeps.go_on(count, clock)
     return sweeps
 
 
@@ -292,10 +293,10 @@ def test_ends_on_any_intervals(name, value):
 def test_stops_at_the_deadline():
     reference = REFERENCES[2]
     program, _ = program_of(reference.model(), reference.point(), reference.eps)
-    late = swept(program, 10, deadline=0.0)
+    late = swept(program, 10, clock=Clock(0.0))
     assert late.done == 0
     assert torch.isfinite(certified_bound(program, late.multipliers())).all()
     begin = time.monotonic()
-    in_time = swept(program, 10**9, deadline=begin + 0.2)
+    in_time = swept(program, 10**9, clock=Clock.of(0.2))
     assert time.monotonic() < begin + 60  # all of them would take days
     assert 0 < in_time.done < 10**9

@@ -17,6 +17,7 @@ from torch import nn
 
 import lipschitz.bounds.sdp.boxes as boxes
 import lipschitz.search.engines.programs as search
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
@@ -251,7 +252,7 @@ def begun(problem, rounds=0, batch=3, **options):
     """The state of a search with programs after some rounds."""
     root = native_crown(problem)
     native = NeuronSearch(problem, root, chooser("sign"))
-    state = SearchState(ProgramSearch(native, root, float("inf"), **options), 0.0, None)
+    state = SearchState(ProgramSearch(native, root, UNLIMITED, **options), 0.0, None)
     for _ in range(rounds):
         if not state.is_over(0.0):
             state.round(batch, 0.0)
@@ -344,7 +345,7 @@ def test_programs_are_solved_where_the_linear_bound_lags(medium):
             assert bool(searching._wanting(given).all()) == wanted
         assert searching._wanting(ahead.having(origin=torch.full_like(ahead.origin, -1))).all()
         assert not searching._wanting(behind.having(solved=~behind.solved)).any()
-        searching.deadline = 0.0
+        searching.clock = Clock(0.0)
         assert not searching._wanting(behind).any()
 
 
