@@ -1,14 +1,20 @@
-"""Higher derivatives of curved activations, in closed form, for each of their pieces.
+"""Higher derivatives of curved activations, in closed form, for each of their formulas.
 
-``derivative(activation, piece, order, z)`` is the derivative of the given order, as the formula of
-that piece has it, at any z. The logistic function's and tanh's derivatives are polynomials in the
-function itself; a product with z follows Leibniz, a composition Faa di Bruno.
+``jet(activation, formula, z)`` gives the derivatives of every order at z, what they share computed
+once. The logistic function's derivatives are polynomials in the function itself, and so are
+tanh's, which is the logistic function at twice its argument; a product with z follows Leibniz, a
+composition Faa di Bruno.
+
+Most activations are one formula. ELU, Hardswish and softsign have another one on each side of their
+breakpoints, :func:`formula_ends`. Softplus, which torch cuts to ``z`` above a threshold, is taken
+without that cut here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,173 +36,212 @@ from lipschitz.network.activations.smooth import (
 
 # Orders for which there are formulas.
 HIGHEST = 4
-_SIGMOID, _TANH = Sigmoid(), Tanh()
+# The derivative of an order, at a z that is given already.
+Jet = Callable[[int], Tensor]
 
 
-def _logistic(order: int, z: Tensor) -> Tensor:
-    s = torch.sigmoid(z)
-    if order == 0:
-        return s
-    first = _SIGMOID.true_slope(z)
-    return (
-        first
-        * (
-            lambda: 1.0,
-            lambda: 1 - 2 * s,
-            lambda: 1 - 6 * first,
-            lambda: (1 - 2 * s) * (1 - 12 * first),
-        )[order - 1]()
-    )
+def _logistic(z: Tensor) -> Jet:
+    """Orders 0 to 4. ``1 - s`` is computed as the function at ``-z``, which does not cancel."""
+    value, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    first, tilt = value * rest, rest - value
+
+    def order(n: int) -> Tensor:
+        match n:
+            case 0:
+                return value
+            case 1:
+                return first
+            case 2:
+                return first * tilt
+            case 3:
+                return first * (1 - 6 * first)
+            case _:
+                return first * tilt * (1 - 12 * first)
+
+    return order
 
 
-def _tanh(order: int, z: Tensor) -> Tensor:
-    t = torch.tanh(z)
-    if order == 0:
-        return t
-    first = _TANH.true_slope(z)
-    return (
-        first
-        * (
-            lambda: 1.0,
-            lambda: -2 * t,
-            lambda: 6 * t.square() - 2,
-            lambda: t * (16 - 24 * t.square()),
-        )[order - 1]()
-    )
+def _tanh(z: Tensor) -> Jet:
+    """Orders 0 to 4."""
+    logistic = _logistic(2 * z)
+    return lambda n: torch.tanh(z) if n == 0 else 2 ** (n + 1) * logistic(n)
 
 
-def _times_z(factor: Callable[[int], Tensor], order: int, z: Tensor) -> Tensor:
-    """Of ``z * G(z)``: ``order G^(order-1) + z G^(order)``."""
-    return order * factor(order - 1) + z * factor(order)
+def _tanhshrink(z: Tensor) -> Jet:
+    tanh = _tanh(z)
+    return lambda n: torch.tanh(z).square() if n == 1 else -tanh(n)
 
 
-def _composed(outer: Callable[[int], Tensor], inner: Callable[[int], Tensor], order: int) -> Tensor:
-    """Of ``F(u(z))``, F's derivatives at u and u's at z (Faa di Bruno)."""
-    if order == 0:
-        return outer(0)
-    u = [inner(n) for n in range(1, order + 1)]
-    if order == 1:
-        return outer(1) * u[0]
-    if order == 2:
-        return outer(2) * u[0] ** 2 + outer(1) * u[1]
-    if order == 3:
-        return outer(3) * u[0] ** 3 + 3 * outer(2) * u[0] * u[1] + outer(1) * u[2]
-    return (
-        outer(4) * u[0] ** 4
-        + 6 * outer(3) * u[0] ** 2 * u[1]
-        + outer(2) * (3 * u[1] ** 2 + 4 * u[0] * u[2])
-        + outer(1) * u[3]
-    )
+def _times_z(gate: Jet, z: Tensor) -> Jet:
+    """Of ``z * G(z)``: ``n G^(n-1) + z G^(n)``."""
+    return lambda n: n * gate(n - 1) + z * gate(n)
 
 
-def _arctan(order: int, z: Tensor) -> Tensor:
-    q = 1 / (1 + z.square())
-    numerator = (
-        lambda: torch.ones_like(z),
-        lambda: -2 * z,
-        lambda: 6 * z.square() - 2,
-        lambda: 24 * z * (1 - z.square()),
-    )[order - 1]()
-    return numerator * q**order
+def _composed(outer: Jet, inner: Jet) -> Jet:
+    """Of ``F(u(z))``, orders 0 to 4, from F's derivatives at u and u's at z (Faa di Bruno)."""
+    inner = cache(inner)
+
+    @cache
+    def order(n: int) -> Tensor:
+        match n:
+            case 0:
+                return outer(0)
+            case 1:
+                return outer(1) * inner(1)
+            case 2:
+                return outer(2) * inner(1) ** 2 + outer(1) * inner(2)
+            case 3:
+                return (
+                    outer(3) * inner(1) ** 3
+                    + 3 * outer(2) * inner(1) * inner(2)
+                    + outer(1) * inner(3)
+                )
+            case _:
+                return (
+                    outer(4) * inner(1) ** 4
+                    + 6 * outer(3) * inner(1) ** 2 * inner(2)
+                    + outer(2) * (3 * inner(2) ** 2 + 4 * inner(1) * inner(3))
+                    + outer(1) * inner(4)
+                )
+
+    return order
 
 
-def _softsign(piece: int, order: int, z: Tensor) -> Tensor:
-    sign = 1.0 if piece else -1.0
-    factor = (1.0, -2.0 * sign, 6.0, -24.0 * sign)[order - 1]
-    return factor / (1 + sign * z).clamp(min=1) ** (order + 1)
-
-
-def _softplus(activation: Softplus, order: int, z: Tensor) -> Tensor:
-    if activation.mirrored:  # -softplus(-z)
-        return (-1) ** (order - 1) * _logistic(order - 1, -z)
-    beta = activation.beta
-    value = beta ** (order - 1) * _logistic(order - 1, beta * z)
-    # From torch's threshold on it is z.
-    return torch.where(beta * z > activation.threshold, float(order == 1), value)
-
-
-def _gelu(order: int, z: Tensor) -> Tensor:
-    if order == 1:
-        return GELU().true_slope(z)
-    z = z.clamp(-60, 60)
-    density = torch.exp(-z.square() / 2) * (1 / math.sqrt(2 * math.pi))
+def _arctan(z: Tensor) -> Jet:
+    z = z.clamp(-1e9, 1e9)  # its cube must not overflow
     square = z.square()
-    return (
-        density
-        * (
-            lambda: 2 - square,
-            lambda: z * (square - 4),
-            lambda: -square.square() + 7 * square - 4,
-        )[order - 2]()
-    )
+    q = 1 / (1 + square)
+
+    def order(n: int) -> Tensor:
+        match n:
+            case 1:
+                return q
+            case 2:
+                return -2 * z * q.square()
+            case 3:
+                return (6 * square - 2) * q * q.square()
+            case _:
+                return 24 * z * q * (1 - square) * q * q.square()
+
+    return order
 
 
-def _tanh_gelu(order: int, z: Tensor) -> Tensor:
-    z, factor, cubic = z.clamp(-50, 50), 2 * math.sqrt(2 / math.pi), 0.044715
-    w = factor * z * (1 + cubic * z.square())
-    inner = (
-        lambda: factor * (1 + 3 * cubic * z.square()),
-        lambda: 6 * factor * cubic * z,
-        lambda: torch.full_like(z, 6 * factor * cubic),
-        lambda: torch.zeros_like(z),
-    )
-    gate = lambda n: _composed(lambda k: _logistic(k, w), lambda k: inner[k - 1](), n)  # noqa: E731
-    return _times_z(gate, order, z)
+def _softsign(formula: int, z: Tensor) -> Jet:
+    sign = 1.0 if formula else -1.0
+    q = 1 / (1 + sign * z).clamp(min=1)
+    factors = (1.0, -2.0 * sign, 6.0, -24.0 * sign)
+
+    def order(n: int) -> Tensor:
+        power = q
+        for _ in range(n):
+            power = power * q
+        return factors[n - 1] * power
+
+    return order
 
 
-def _mish(order: int, z: Tensor) -> Tensor:
-    if order == 1:
-        return Mish().true_slope(z)
+def _softplus(activation: Softplus, z: Tensor) -> Jet:
+    if activation.mirrored:  # -softplus(-z)
+        logistic = _logistic(-z)
+        return lambda n: logistic(n - 1) if n % 2 else -logistic(n - 1)
+    beta = activation.beta
+    logistic = _logistic(beta * z)
+    return lambda n: beta ** (n - 1) * logistic(n - 1)
+
+
+def _silu(z: Tensor) -> Jet:
     z = z.clamp(-FAR, FAR)
-    u = torch.logaddexp(z, torch.zeros_like(z))
-    gate = lambda n: _composed(  # noqa: E731
-        lambda k: _tanh(k, u), lambda k: _logistic(k - 1, z), n
+    return _times_z(_logistic(z), z)
+
+
+def _gelu(z: Tensor) -> Jet:
+    z = z.clamp(-60, 60)
+    square = z.square()
+    density = torch.exp(-square / 2) * (1 / math.sqrt(2 * math.pi))
+
+    def order(n: int) -> Tensor:
+        match n:
+            case 1:
+                return torch.erfc(-z * math.sqrt(0.5)) / 2 + z * density
+            case 2:
+                return density * (2 - square)
+            case 3:
+                return density * z * (square - 4)
+            case _:
+                return density * ((7 - square) * square - 4)
+
+    return order
+
+
+def _tanh_gelu(z: Tensor) -> Jet:
+    z, factor, cubic = z.clamp(-50, 50), 2 * math.sqrt(2 / math.pi), 0.044715
+
+    def argument(n: int) -> Tensor:
+        match n:
+            case 1:
+                return factor * (1 + 3 * cubic * z.square())
+            case 2:
+                return 6 * factor * cubic * z
+            case 3:
+                return torch.full_like(z, 6 * factor * cubic)
+            case _:
+                return torch.zeros_like(z)
+
+    logistic = _logistic(factor * z * (1 + cubic * z.square()))
+    return _times_z(_composed(logistic, argument), z)
+
+
+def _mish(z: Tensor) -> Jet:
+    z = z.clamp(-FAR, FAR)
+    tanh = _tanh(torch.logaddexp(z, torch.zeros_like(z)))
+    logistic = _logistic(z)
+    return _times_z(_composed(tanh, lambda n: logistic(n - 1)), z)
+
+
+def _elu(activation: ELU, formula: int, z: Tensor) -> Jet:
+    if formula == 1:
+        return lambda n: torch.full_like(z, activation.scale if n == 1 else 0.0)
+    first = activation.piece_slope(0, z)
+    return lambda n: first if n == 1 else activation.rate ** (n - 1) * first
+
+
+def _hardswish(formula: int, z: Tensor) -> Jet:
+    if formula != 1:
+        return lambda n: torch.full_like(z, float(formula == 2 and n == 1))
+    return lambda n: (
+        z.clamp(-3, 3) / 3 + 0.5 if n == 1 else torch.full_like(z, 1 / 3 if n == 2 else 0.0)
     )
-    return _times_z(gate, order, z)
 
 
-def _elu(activation: ELU, piece: int, order: int, z: Tensor) -> Tensor:
-    if piece == 1:
-        return torch.full_like(z, activation.scale if order == 1 else 0.0)
-    return activation.piece_slope(0, z) * activation.rate ** (order - 1)
+def _square(z: Tensor) -> Jet:
+    return lambda n: 2 * z if n == 1 else torch.full_like(z, 2.0 if n == 2 else 0.0)
 
 
-def _hardswish(piece: int, order: int, z: Tensor) -> Tensor:
-    if piece != 1:
-        return torch.full_like(z, float(piece == 2 and order == 1))
-    if order == 1:
-        return z.clamp(-3, 3) / 3 + 0.5
-    return torch.full_like(z, 1 / 3 if order == 2 else 0.0)
+def _sine(z: Tensor) -> Jet:
+    def order(n: int) -> Tensor:
+        value = torch.cos(z) if n % 2 else torch.sin(z)
+        return -value if n % 4 in (2, 3) else value
+
+    return order
 
 
-def _square(order: int, z: Tensor) -> Tensor:
-    return 2 * z if order == 1 else torch.full_like(z, 2.0 if order == 2 else 0.0)
-
-
-def _sine(order: int, z: Tensor) -> Tensor:
-    value = torch.cos(z) if order % 2 else torch.sin(z)
-    return -value if order in (2, 3) else value
-
-
-_Formula = Callable[[Activation, int, int, Tensor], Tensor]
-_FORMULAS: dict[type[Activation], _Formula] = {
-    Sigmoid: lambda a, piece, n, z: _logistic(n, z),
-    Tanh: lambda a, piece, n, z: _tanh(n, z),
-    Tanhshrink: lambda a, piece, n, z: torch.tanh(z).square() if n == 1 else -_tanh(n, z),
-    Arctan: lambda a, piece, n, z: _arctan(n, z),
-    Softsign: lambda a, piece, n, z: _softsign(piece, n, z),
-    Softplus: lambda a, piece, n, z: _softplus(a, n, z),
-    SiLU: lambda a, piece, n, z: _times_z(
-        lambda k: _logistic(k, z.clamp(-FAR, FAR)), n, z.clamp(-FAR, FAR)
-    ),
-    GELU: lambda a, piece, n, z: _gelu(n, z),
-    TanhGELU: lambda a, piece, n, z: _tanh_gelu(n, z),
-    Mish: lambda a, piece, n, z: _mish(n, z),
+_FORMULAS: dict[type[Activation], Callable[[Activation, int, Tensor], Jet]] = {
+    Sigmoid: lambda a, formula, z: _logistic(z),
+    Tanh: lambda a, formula, z: _tanh(z),
+    Tanhshrink: lambda a, formula, z: _tanhshrink(z),
+    Arctan: lambda a, formula, z: _arctan(z),
+    Softsign: lambda a, formula, z: _softsign(formula, z),
+    Softplus: lambda a, formula, z: _softplus(a, z),
+    SiLU: lambda a, formula, z: _silu(z),
+    GELU: lambda a, formula, z: _gelu(z),
+    TanhGELU: lambda a, formula, z: _tanh_gelu(z),
+    Mish: lambda a, formula, z: _mish(z),
     ELU: _elu,
-    Hardswish: lambda a, piece, n, z: _hardswish(piece, n, z),
-    Square: lambda a, piece, n, z: _square(n, z),
-    Sine: lambda a, piece, n, z: _sine(n, z),
+    Hardswish: lambda a, formula, z: _hardswish(formula, z),
+    Square: lambda a, formula, z: _square(z),
+    Sine: lambda a, formula, z: _sine(z),
 }
+_OF_SEVERAL_FORMULAS = (ELU, Hardswish, Softsign)
 
 
 def is_differentiable(activation: Activation) -> bool:
@@ -204,29 +249,20 @@ def is_differentiable(activation: Activation) -> bool:
     return type(activation) in _FORMULAS
 
 
-def derivative(activation: Activation, piece: int, order: int, z: Tensor) -> Tensor:
-    """The derivative of an activation by the formula of one of its pieces.
+def formula_ends(activation: Activation) -> tuple[float, ...]:
+    """Where one formula of an activation ends and the next begins, ascending."""
+    return activation.breakpoints if isinstance(activation, _OF_SEVERAL_FORMULAS) else ()
+
+
+def jet(activation: Activation, formula: int, z: Tensor) -> Jet:
+    """The derivatives of an activation at z, by one of its formulas.
 
     Args:
         activation: One that :func:`is_differentiable`.
-        piece: Its piece, numbered from the left.
-        order: 1 to :data:`HIGHEST`.
-        z: Any shape; the formula is meant for the piece, its ends included.
+        formula: Numbered from the left; 0 unless there are :func:`formula_ends`.
+        z: Any shape; meant for where the formula holds, its ends included.
+
+    Returns:
+        A function of the order, 1 to :data:`HIGHEST` (any for the sine).
     """
-    return _FORMULAS[type(activation)](activation, piece, order, z)
-
-
-# Where the activation that torch computes has another formula from there on, if not at one of its
-# breakpoints: softplus, which is z above its threshold.
-def jumps(activation: Activation, order: int) -> tuple[float, ...]:
-    """Where the derivative of an order jumps: there it has an interval but no lines."""
-    found = []
-    if isinstance(activation, Softplus) and not activation.mirrored:
-        found.append(activation.threshold / activation.beta)
-    for piece, end in enumerate(activation.breakpoints):
-        at = torch.tensor(end, dtype=torch.float64)
-        before, after = (float(derivative(activation, p, order, at)) for p in (piece, piece + 1))
-        is_kink = end in activation.kinks and order == 1
-        if is_kink or abs(before - after) > 1e-12 * max(1.0, abs(before), abs(after)):
-            found.append(end)
-    return tuple(sorted(found))
+    return _FORMULAS[type(activation)](activation, formula, z)
