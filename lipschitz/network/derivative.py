@@ -41,6 +41,9 @@ class Adjoint(AffineMap):
     def magnitude(self) -> AffineMap:
         return Adjoint(self.affine.magnitude(), self.slot)
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> AffineMap:
+        return Adjoint(self.affine.to(device, dtype), self.slot)
+
 
 class Step(Activation):
     """The slope of an activation made of straight pieces: a value in an interval, without lines."""
@@ -137,6 +140,8 @@ class Terms:
                 activation of straight pieces would have to be differentiated.
         """
         depends, shares = self.depends(), {output: [cotangent]}
+        if not depends[output]:
+            raise NotImplementedError("the output does not depend on the input")
         found: dict[int, int] = {}
         for index in range(output, -1, -1):
             if index not in shares:
@@ -145,8 +150,6 @@ class Terms:
             found[index] = parts[0] if len(parts) == 1 else self._sum(parts)
             for parent, share in self._shares(index, found[index], depends):
                 shares.setdefault(parent, []).append(share)
-        if 0 not in found:
-            raise NotImplementedError("the output does not depend on the input")
         return found[0], found
 
     def _sum(self, parts: list[int]) -> int:
