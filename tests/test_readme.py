@@ -37,3 +37,15 @@ def test_links_of_readme_lead_somewhere():
     missing = [link for link in links if not (ROOT / link).exists()]
     assert links
     assert not missing
+
+
+def test_networks_of_examples_are_trained_long_enough():
+    # the default of 10 epochs leaves these two at 29 % and 62 % of the test points
+    pages = [README, *(ROOT / "docs").glob("**/*.md")]
+    text = "\n".join(page.read_text().replace("\\\n", " ") for page in pages)
+    calls = re.findall(r"train_model\.py .*--data (?:simple|cancer)\b.*", text)
+    assert calls
+    for call in calls:
+        epochs = re.search(r"--num-epochs (\d+)", call)
+        assert epochs, call
+        assert int(epochs[1]) >= 100, call
