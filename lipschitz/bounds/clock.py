@@ -71,6 +71,10 @@ class Clock:
         """A clock that leaves so many seconds for what comes after, with the same notes."""
         return self if self.end is None else replace(self, end=self.end - seconds)
 
+    def ends_after(self, other: Clock) -> bool:
+        """Whether it leaves more time than another clock of the same kind."""
+        return other.end is not None and (self.end is None or self.end > other.end)
+
     def without_notes(self) -> Clock:
         """The same time for work of which nobody asks what it did not reach."""
         return replace(self, missed={})

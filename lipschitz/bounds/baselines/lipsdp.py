@@ -22,7 +22,6 @@ spectral norms the bound where nothing better is certified.
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ import torch
 from lipschitz.bounds.baselines.chain import dense_chain
 from lipschitz.bounds.baselines.extras import require_extra
 from lipschitz.bounds.baselines.interrupts import interruptible
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.outcome import Outcome
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
@@ -169,7 +169,7 @@ def _solve(problem: Any, size: int, seconds: float) -> bool:
     return problem.status == cp.OPTIMAL
 
 
-def _squared_constants(chain: Chain, outputs: np.ndarray, deadline: float) -> tuple[Any, str]:
+def _squared_constants(chain: Chain, outputs: np.ndarray, clock: Clock) -> tuple[Any, str]:
     """Certified squared constants of unit output directions on the last layer, at most 1: [R]."""
     squared, status = np.ones(len(outputs)), BOUND
     try:
@@ -178,12 +178,15 @@ def _squared_constants(chain: Chain, outputs: np.ndarray, deadline: float) -> tu
         for r, output in enumerate(outputs):
             if not output.any():
                 continue
-            seconds = (deadline - time.monotonic()) / (len(outputs) - r)
+            waiting = len(outputs) - r
+            seconds = clock.left / waiting
             if seconds <= 0:
+                clock.miss(f"semidefinite programs of {waiting} output{'s' * (waiting > 1)}")
                 return squared, TIMEOUT
             parameter.value = inequality.output(output)
             if not _solve(program, len(parameter.value), seconds):
                 status = TIMEOUT
+                clock.miss("the optimum of semidefinite programs")
             if multipliers.value is not None:
                 squared[r] = inequality.certified(
                     float(rho.value), multipliers.value, parameter.value
@@ -209,13 +212,14 @@ def lipsdp_bounds(problem: LocalProblem, *, timeout: float = 60.0) -> Outcome:
     """
     chain = chain_of(problem.graph)
     require_extra("lipsdp", "cvxpy")
-    deadline = time.monotonic() + timeout
+    clock = Clock.of(timeout)
     outputs = problem.rows.double().cpu().numpy() @ chain.last
     lengths = np.linalg.norm(outputs, axis=1) * (1 + _NORM_MARGIN)
     squared, status = np.ones(len(outputs)), BOUND
     if chain.weights:
         units = outputs / np.where(lengths > 0, lengths, 1.0)[:, None]
-        squared, status = _squared_constants(chain, units, deadline)
+        squared, status = _squared_constants(chain, units, clock)
     factor = problem.graph.input_shape.numel() if problem.norm == "inf" else 1
     bounds = np.sqrt(squared * factor) * lengths * chain.scale
-    return Outcome(raise_upper_bound(torch.from_numpy(bounds).to(problem.rows)), status=status)
+    upper_bounds = raise_upper_bound(torch.from_numpy(bounds).to(problem.rows))
+    return Outcome(upper_bounds, status=status, not_reached=clock.not_reached)

@@ -50,9 +50,9 @@ def native_alpha(
         problem: What to bound.
         search: How slopes are optimised; the default if None.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
-        clock: When to stop; slopes are left as they are after half of the time, or if it did not
-            suffice for plain CROWN. What was not reached is as loose as interval arithmetic, and
-            the bounds are never above those of interval arithmetic.
+        clock: When to stop; slopes are left as they are after half of the time, or where it would
+            not suffice for plain CROWN besides. What was not reached is as loose as interval
+            arithmetic, and the bounds are never above those of interval arithmetic.
         progress: Gets one line per layer.
 
     Returns:
@@ -63,11 +63,15 @@ def native_alpha(
     budget = memory_budget or default_memory_budget(problem.graph.device)
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
-    optimising = clock.part(0.5)
+    optimising, begin = clock.part(0.5), clock.now() if clock.is_limited else 0.0
     plain = preactivation_bounds(
         plan, lower, upper, intervals, budget=budget, clock=clock.part(_SHARE_OF_PLAIN)
     )
     margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
+    # Plain bounds of the Jacobian are worth more than better slopes: they need about as many rows
+    # as those of pre-activations, for every output.
+    reserve = clock.before(len(problem.rows) * (clock.now() - begin)) if clock.is_limited else clock
+    optimising = reserve if optimising.ends_after(reserve) else optimising
     is_cut = bool(clock.missed)
     if is_cut:
         clock.miss(STAGE)

@@ -117,8 +117,8 @@ def norm_bounds(
         tighten: Intersect CROWN's bounds of g and of the entries with interval arithmetic's;
             plain CROWN does not.
         measure: The norm, of each row; that of Linf if None.
-        clock: When to stop. Of the time left every layer has its share, the last for the norm;
-            what is not reached keeps interval arithmetic's bounds.
+        clock: When to stop. Every layer has its share of the time, by its work, and the norm the
+            last; what is not reached keeps interval arithmetic's bounds.
 
     Returns:
         Bounds for B boxes.
@@ -131,7 +131,10 @@ def norm_bounds(
     cotangents: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
 
-    inner, steps = clock.part(1 - _SHARE_OF_NORM), len(plan.activations) + 1
+    inner, work = clock.part(1 - _SHARE_OF_NORM), {}
+    if clock.is_limited:  # rows times the length of their way
+        work = {i: (len(graph.nodes) - i) * _open_neurons(slopes[i]) for i in plan.activations}
+        work[0] = len(graph.nodes) * graph.input_shape.numel()
 
     def bounded(index: int, mask: Tensor | None) -> Interval:
         """Bounds of a node's cotangent where ``mask`` asks for them (everywhere if None)."""
@@ -143,7 +146,7 @@ def norm_bounds(
         indices = needed_indices(mask)
         if not len(indices):
             return found
-        share = inner.part(1 / max(1, steps))
+        share = inner.part(work.get(index, 1) / max(1, sum(work.values())))
         crown = cotangent_rows(plan, index, indices, lines, rows, budget, share)
         crown = place(found, crown, indices, mask)
         return intersect(found, crown) if tighten else crown
@@ -160,7 +163,7 @@ def norm_bounds(
             if first is not None and index in first.activations:
                 wanted = (slope.lower != 0) | (slope.upper != 0)
             cotangents[index] = bounded(index, wanted)
-            steps -= 1
+            work.pop(index, None)
             lines[index] = product_lines(cotangents[index], slope)
             contributions = [product_interval(cotangents[index], slope)]
             certain = not bool(uncertain.any())
@@ -197,6 +200,11 @@ def norm_bounds(
         plan, measure, rows, entries, lines, cotangents, slopes, first
     )
     return NormBounds(upper_bound, entries, cotangents, coefficients)
+
+
+def _open_neurons(slope: Interval) -> int:
+    """How many neurons of a layer have an uncertain slope in some box."""
+    return int((slope.lower != slope.upper).flatten(1).any(0).sum())
 
 
 def _pull_back_interval(plan: Plan, index: int, bounds: Interval) -> list[Interval]:
