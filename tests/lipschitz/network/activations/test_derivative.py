@@ -11,7 +11,7 @@ from lipschitz.network.activations import Activation, PiecewiseLinear
 from lipschitz.network.activations.derivative import Derivative, derivative_of
 from lipschitz.network.activations.gated import GELU, Mish, SiLU, TanhGELU
 from lipschitz.network.activations.periodic import Sine
-from lipschitz.network.activations.piecewise import ELU, Absolute, Hardswish
+from lipschitz.network.activations.piecewise import ELU, Absolute, Hardswish, PReLU
 from lipschitz.network.activations.smooth import (
     Arctan,
     Sigmoid,
@@ -268,13 +268,18 @@ def test_ends_that_are_huge_or_no_numbers(function, dtype):
     least, most = function.interval(lower, upper)
     assert not (least.isnan() | most.isnan()).any()
     assert (least <= most).all()
-    z = torch.linspace(-60, 60, 4001, dtype=torch.float64)
+    tails = torch.tensor([-1e6, -1e3, 1e3, 1e6], dtype=torch.float64)
+    z = torch.cat([inside(function, -tails[3:], tails[3:])[0], torch.linspace(-9, 9, 999), tails])
     everywhere = function.forward(z)
     right = function.forward(z[z > 0.5])
     slack = 1e-15
     for row in (0, 3, 5, 6):
         assert least[row] <= everywhere.min() + slack
         assert everywhere.max() - slack <= most[row]
+    if not isinstance(function.activation, Square):  # and no more than that
+        size = 1e-3 * everywhere.abs().max()
+        assert least[[0, 5, 6]].min() >= everywhere.min() - size
+        assert most[[0, 5, 6]].max() <= everywhere.max() + size
     assert least[1] <= right.min() + slack
     assert right.max() - slack <= most[1]
     slopes = function.slope_interval(lower, upper)
@@ -300,6 +305,31 @@ def test_ends_that_are_huge_or_no_numbers(function, dtype):
                 assert (intercept[rows] == end[rows]).all()
             else:
                 assert (intercept[rows] == -side * inf).all()
+
+
+@each(DERIVATIVES)
+def test_tails_that_underflow(function):
+    """In float32 nothing is left of the slopes that float64 still has."""
+    centre = torch.tensor(
+        [-300.0, -110, -104, -95, -88, 88, 95, 104, 110, 300], dtype=torch.float64
+    )
+    lower, upper = (centre - 5).float(), (centre + 7).float()
+    z = inside(function, lower, upper)
+    found = function.forward(z)
+    slack = noise(found)
+    least, most = (end.double() for end in function.interval(lower, upper))
+    assert (least - slack <= found.amin(1)).all()
+    assert (found.amax(1) <= most + slack).all()
+    lines = [part.double().unsqueeze(1) for part in function.lines(lower, upper)]
+    assert (lines[0] * z + lines[1] <= found + slack.unsqueeze(1)).all()
+    assert (found - slack.unsqueeze(1) <= lines[2] * z + lines[3]).all()
+    # A line that is far out is as near as rounding lets it be.
+    room = 1e-4 * scale(function) * (1 + found.abs().amax(1)) + (most - least)
+    if isinstance(function.activation, Sine):
+        return
+    middle = centre + 1
+    gap = (lines[2] - lines[0])[:, 0] * middle + (lines[3] - lines[1])[:, 0]
+    assert (gap <= room).all()
 
 
 @each(DERIVATIVES)
@@ -386,6 +416,7 @@ def test_softplus_at_the_threshold_of_torch():
 def test_only_curved_activations_have_a_derivative():
     assert derivative_of(PiecewiseLinear()) is None
     assert derivative_of(Absolute()) is None
+    assert derivative_of(PReLU(torch.tensor([0.1, 0.2]))) is None
     assert str(derivative_of(Tanh())) == "tanh'"
     assert str(derivative_of(Tanh()).derivative) == "tanh''"
     with pytest.raises(NotImplementedError, match="derivative number 3 of tanh"):
