@@ -38,6 +38,7 @@ CURVED = [
     Mish(),
     ELU(),
     ELU(2.0),
+    ELU(0.5),
     ELU.celu(0.5),
     ELU.selu(),
     Hardswish(),
@@ -197,6 +198,21 @@ def test_lines_of_any_slope_are_sound(function, dtype):
             room = room + 1e-5 * ((most - least) * (upper - lower)).double()
             room = room + 1e-7 * function.curve.slope_size * (upper - lower).double()
             assert (near.any(0) | (at <= room)).all()
+
+
+@each(SUPPORTED)
+def test_steep_lines_far_out(function):
+    """In float32 slope times z is rounded by more than the function's values."""
+    generator = torch.Generator().manual_seed(3)
+    lower = 100 * torch.rand(500, generator=generator) - 50
+    upper = lower + torch.rand(500, generator=generator)
+    z = inside(function, lower, upper)
+    found = function.forward(z)
+    steep = 100 * (torch.rand(500, generator=generator) - 0.5)
+    for side in (1, -1):
+        intercept, _ = function.support(steep, lower, upper, side)
+        line = steep.double().unsqueeze(1) * z + intercept.double().unsqueeze(1)
+        assert (side * (found - line) >= -noise(found).unsqueeze(1)).all()
 
 
 @each(SUPPORTED)
