@@ -97,7 +97,7 @@ def test_equals_autograd(activation, order):
 
 @every_curved
 def test_rounding_is_a_few_units_of_the_largest_value(activation):
-    """Of what bounds are widened by, 16 units, it is half at most."""
+    """Bounds are widened by 8 units of values and 16 of slopes, the third order at most."""
     z = torch.cat([torch.linspace(-60, 60, 20_001), torch.linspace(-8, 8, 20_001)])
     for order, units in ((1, 4), (2, 4), (3, 10)):
         exact = by_formula(activation, order, z.double())
