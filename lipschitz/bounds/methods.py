@@ -119,6 +119,21 @@ def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
     return bound
 
 
+def _joint_native(graph: Graph, options: MethodOptions) -> Bounder:
+    from lipschitz.bounds.native.crown import native_crown
+    from lipschitz.bounds.native.joint import with_planes
+    from lipschitz.bounds.outcome import in_time
+
+    def bound(problem: LocalProblem) -> Outcome:
+        clock = _clock(options)
+        budget = options.memory_budget
+        root = native_crown(problem, memory_budget=budget, clock=clock.part(0.5))
+        found = with_planes(problem, root, memory_budget=budget, clock=clock)
+        return in_time(found.class_upper_bounds, clock)
+
+    return bound
+
+
 def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
 
@@ -211,6 +226,11 @@ METHODS: dict[str, Method] = {
     "alpha": Method(
         "the same with slopes optimised for the Jacobian's norm, on the native engine",
         {"native": _alpha_native},
+        timed_on=("native",),
+    ),
+    "joint": Method(
+        "crown with planes of slope and cotangent on curved activations; alpha has them too",
+        {"native": _joint_native},
         timed_on=("native",),
     ),
     "sdp": Method(

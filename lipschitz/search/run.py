@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.alpha import native_alpha
@@ -22,11 +23,11 @@ from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.lirpa import LirpaSearch
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import chooser
-from lipschitz.search.interface import Bounding, Limits, Progress
+from lipschitz.search.interface import Bounding, Limits, Progress, SearchResult
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.options import BranchOptions, check_branching, check_searched
 from lipschitz.search.with_programs import combined_search
-from lipschitz.words import DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
+from lipschitz.words import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 
 if TYPE_CHECKING:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
@@ -134,22 +135,19 @@ def bound_by_branching(
             not_reached=clock.not_reached,
             seconds=time.perf_counter() - begin,
         )
+
+    def search(branch: str, best: tuple[float, Tensor | None]) -> SearchResult:
+        return _search(searches[branch](), problem, root, best, options, limits, watch)
+
     try:
         branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
-        bounding = searches[branch]()
+        result = search(branch, (lower_bound, witness))
+        if result.status == BOUND and branch == "input" and options.branch == "auto":
+            # Boxes around a point where kinks meet cannot be closed; neurons can.
+            result = _better(result, search("relu", (result.lower_bound, result.witness)))
     except KeyboardInterrupt:
         return replace(of_root, seconds=time.perf_counter() - begin)
-    best = (lower_bound, witness)
-    if type(bounding) is NeuronSearch:
-        result = combined_search(problem, root, bounding, best, options.sdp, limits, watch)
-    else:
-        result = branch_and_bound(bounding, *best, limits, watch)
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status
-    if isinstance(bounding, EntrySearch):
-        rows, left_out = bounding.row_bounds(rows), float(bounding.left_out.max())
-        upper_bound = max(upper_bound, left_out)
-        if status == EXACT and left_out > result.lower_bound * (1 + options.tolerance):
-            status = DOMAIN_LIMIT
     rows, upper_bound = torch.minimum(rows, root.class_upper_bounds), min(upper_bound, root_upper)
     if status != INTERRUPTED and upper_bound <= result.lower_bound * (1 + options.tolerance):
         status = EXACT
@@ -166,6 +164,43 @@ def bound_by_branching(
         leaves_checked=result.leaves_checked,
         branch=branch,
         not_reached=() if status == EXACT else clock.not_reached,
+    )
+
+
+def _search(
+    bounding: Bounding,
+    problem: LocalProblem,
+    root: RootBounds,
+    best: tuple[float, Tensor | None],
+    options: BranchOptions,
+    limits: Limits,
+    watch: Callable[[Progress], None] | None,
+) -> SearchResult:
+    """What a search finds; entries that it has left out count."""
+    if type(bounding) is NeuronSearch:
+        return combined_search(problem, root, bounding, best, options.sdp, limits, watch)
+    result = branch_and_bound(bounding, *best, limits, watch)
+    if not isinstance(bounding, EntrySearch):
+        return result
+    left_out, status = float(bounding.left_out.max()), result.status
+    if status == EXACT and left_out > result.lower_bound * (1 + options.tolerance):
+        status = DOMAIN_LIMIT
+    return replace(
+        result,
+        row_upper_bounds=bounding.row_bounds(result.row_upper_bounds),
+        upper_bound=max(result.upper_bound, left_out),
+        status=status,
+    )
+
+
+def _better(first: SearchResult, second: SearchResult) -> SearchResult:
+    """Two searches as one; the second has begun with what the first has attained."""
+    return replace(
+        second,
+        upper_bound=min(first.upper_bound, second.upper_bound),
+        row_upper_bounds=torch.minimum(first.row_upper_bounds, second.row_upper_bounds),
+        domains=first.domains + second.domains,
+        leaves_checked=first.leaves_checked + second.leaves_checked,
     )
 
 
@@ -270,5 +305,6 @@ def _choose_branch(
     )
     if INTERRUPTED in (neurons.status, inputs.status):
         raise KeyboardInterrupt  # the trials have caught it; whoever waits has to see it
-    ahead = inputs.status == TIMEOUT and inputs.upper_bound < neurons.upper_bound
+    closing = inputs.status in (EXACT, TIMEOUT)
+    ahead = closing and inputs.upper_bound < neurons.upper_bound
     return "input" if ahead else "relu"

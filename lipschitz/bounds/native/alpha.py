@@ -6,7 +6,8 @@ slopes can do for the norm is to make pre-activation intervals as tight as possi
 interval is better for everything behind it, hence each layer is optimised once, in forward order,
 every row for itself, with all earlier intervals already at their tightest. (Optimising all layers
 jointly for the output, as alpha-CROWN does, has the same limit and pays for all layers at every
-step.)
+step.) Where activations are curved, planes that keep what a slope has to do with the input come
+last (:mod:`lipschitz.bounds.native.joint`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lipschitz.bounds.native.backward.spectral import spectral_bounds
 from lipschitz.bounds.native.crown import RootBounds, root_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, intersect, slope_intervals
+from lipschitz.bounds.native.joint import with_planes
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.rows import needed_indices, place
@@ -103,8 +105,9 @@ def native_alpha(
                 progress(f"{problem.graph.nodes[activation].name}: {left} of {before} unstable")
         preacts[activation] = bounds
     found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True, clock=clock)
-    if problem.norm != "2" or clock.is_over:
-        return found
-    # Centres and distances do not always gain from narrower intervals.
-    around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})
-    return replace(found, class_upper_bounds=torch.minimum(found.class_upper_bounds, around))
+    if problem.norm == "2" and not clock.is_over:
+        # Centres and distances do not always gain from narrower intervals.
+        around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})
+        around = torch.minimum(found.class_upper_bounds, around)
+        found = replace(found, class_upper_bounds=around)
+    return with_planes(problem, found, memory_budget=memory_budget, clock=clock)

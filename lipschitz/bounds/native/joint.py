@@ -7,9 +7,9 @@ whole bound: the excess over the true constant shrinks like eps^2 instead of eps
 observe this for zonotopes). What a plane says about s goes on through the network to the input.
 
 One row for each output bounds the norm, by the chord of ``|J_i|`` or ``J_i^2``; with few inputs
-every entry of the Jacobian has rows of its own besides. The weights of the planes and the slopes of the
-lines are optimised for each row; every step is a certified bound, and the least counts, together
-with the bounds to start from.
+every entry of the Jacobian has rows of its own besides. The weights of the planes and the slopes of
+the lines are optimised for each row; every step is a certified bound, and the least counts,
+together with the bounds to start from.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
+from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
@@ -30,8 +32,11 @@ from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares
 from lipschitz.network.activations.derivative import derivative_of
 from lipschitz.network.derivative import Terms
 from lipschitz.network.graph import Graph
+from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 
+# What is noted where the time did not suffice.
+STAGE = "planes"
 # Inputs up to which every entry gets rows of its own.
 _FEW_INPUTS = 8
 # Numbers that autograd keeps for each number of a nonlinear term, measured as peak memory.
@@ -64,35 +69,45 @@ def has_curves(graph: Graph) -> bool:
 
 
 class JointBound:
-    """Linear bounds of the gradients of one problem, over its box.
+    """Linear bounds of gradients over boxes, one output direction each.
 
     Args:
-        problem: What to bound.
-        root: Its bounds by chords.
+        graph: The network.
+        rows: Output directions, [B, C].
+        lower, upper: Boxes, [B or 1, *input_shape].
+        preacts: Pre-activation interval by activation node, [B or 1, *shape].
+        cotangents: Interval of g by activation node, [B, *shape]; meant where a slope is uncertain.
         search: How to optimise.
         budget: Bytes for rows.
+        clock: When to stop; rows not reached are left at infinity.
     """
 
     def __init__(
-        self, problem: LocalProblem, root: RootBounds, search: PlaneSearch, budget: int
+        self,
+        graph: Graph,
+        rows: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        preacts: dict[int, Interval],
+        cotangents: dict[int, Interval],
+        search: PlaneSearch,
+        budget: int,
+        clock: Clock = UNLIMITED,
     ) -> None:
-        graph = problem.graph
-        self.search, self.budget = search, budget
+        self.search, self.budget, self.clock = search, budget, clock
         self.terms = Terms(graph)
         row = self.terms.constant((graph.num_outputs,))
-        self.gradient, cotangents = self.terms.gradient(self.terms.output, row)
-        self.constants = {row: problem.rows}
-        known = {graph.nodes[a].parents[0]: bounds for a, bounds in root.preacts.items()}
-        slopes = slope_intervals(graph, root.preacts)
-        for a, bounds in root.norm.cotangents.items():
-            # Elsewhere the slope is certain, and the cotangents' intervals are not meant.
+        self.gradient, at_nodes = self.terms.gradient(self.terms.output, row)
+        self.constants = {row: rows}
+        known = {graph.nodes[a].parents[0]: bounds for a, bounds in preacts.items()}
+        slopes = slope_intervals(graph, preacts)
+        for a, bounds in cotangents.items():
             uncertain = slopes[a].lower != slopes[a].upper
-            if a in cotangents:
-                known[cotangents[a]] = Interval(
+            if a in at_nodes:
+                known[at_nodes[a]] = Interval(
                     torch.where(uncertain, bounds.lower, -torch.inf),
                     torch.where(uncertain, bounds.upper, torch.inf),
                 )
-        lower, upper = problem.lower[None], problem.upper[None]
         self.intervals = term_intervals(self.terms, lower, upper, self.constants, known)
         self.box = ((lower + upper) / 2, (upper - lower) / 2)
 
@@ -100,14 +115,18 @@ class JointBound:
         """Upper bounds of ``coefficients . gradient``: [B, K, *input_shape] to [B, K]."""
         batch, rows = coefficients.shape[:2]
         sizes = (t.shape.numel() for t in self.terms.terms if t.is_product or t.function)
-        numbers = _COPIES * sum(sizes) * coefficients.element_size()
+        copies = _COPIES if self.search.steps else _COPIES // 8
+        numbers = copies * sum(sizes) * coefficients.element_size()
         fit = max(1, _BUDGETS * self.budget // numbers)
         box_step, row_step = max(1, min(batch, fit // rows)), max(1, min(rows, fit))
-        bounds = coefficients.new_empty(batch, rows)
-        for b in range(0, batch, box_step):
-            for k in range(0, rows, row_step):
-                part = slice(b, b + box_step), slice(k, k + row_step)
-                bounds[part] = self._optimised(part[0], coefficients[part])
+        bounds = coefficients.new_full((batch, rows), torch.inf)
+        parts = [
+            (slice(b, b + box_step), slice(k, k + row_step))
+            for b in range(0, batch, box_step)
+            for k in range(0, rows, row_step)
+        ]
+        for part in self.clock.in_time(parts, STAGE):
+            bounds[part] = self._optimised(part[0], coefficients[part])
         return bounds
 
     def _optimised(self, boxes: slice, coefficients: Tensor) -> Tensor:
@@ -120,6 +139,9 @@ class JointBound:
         relaxations = Relaxations(self.terms, intervals)
         constants = {i: take(value, boxes) for i, value in self.constants.items()}
         box = tuple(take(end, boxes) for end in self.box)
+        arguments = (relaxations, self.gradient, coefficients, constants, box)
+        if not self.search.steps:
+            return upper_bound(*arguments)
         shares: Shares = {}
         for index, term in enumerate(self.terms.terms[: self.gradient + 1]):
             if term.is_product or term.function is not None:
@@ -128,11 +150,10 @@ class JointBound:
         adam = torch.optim.Adam(parameters, lr=self.search.learning_rate)
         best = coefficients.new_full(coefficients.shape[:2], torch.inf)
         idle = 0
-        for step in range(self.search.steps + 1):
+        steps = range(self.search.steps + 1)
+        for step in self.clock.without_notes().in_time(steps):
             with torch.enable_grad():
-                found = upper_bound(
-                    relaxations, self.gradient, coefficients, constants, box, shares
-                )
+                found = upper_bound(*arguments, shares)
                 improved = torch.fmin(best, found.detach())
                 gained = float((best - improved).sum())
                 least = self.search.least_gain * float(improved.abs().sum())
@@ -149,12 +170,56 @@ class JointBound:
 
 
 @torch.no_grad()
+def norm_by_planes(
+    graph: Graph,
+    rows: Tensor,
+    box: Interval,
+    preacts: dict[int, Interval],
+    norm: NormBounds,
+    measure: Measure,
+    *,
+    search: PlaneSearch,
+    budget: int,
+    clock: Clock = UNLIMITED,
+) -> NormBounds:
+    """Bounds of the Jacobian over boxes, made tighter by planes.
+
+    Args:
+        graph: The network.
+        rows: Output directions, [B, C].
+        box: Boxes, [B or 1, *input_shape].
+        preacts: Pre-activation interval by activation node, [B or 1, *shape].
+        norm: Bounds by chords, B boxes.
+        measure: The norm, of each row.
+        search: How weights and slopes are optimised.
+        budget: Bytes for the rows of one chunk.
+        clock: When to stop.
+
+    Returns:
+        Bounds never above the given ones.
+    """
+    joint = JointBound(graph, rows, *box, preacts, norm.cotangents, search, budget, clock=clock)
+    entries, row_bounds = norm.entries, norm.upper_bound
+    if graph.input_shape.numel() <= _FEW_INPUTS or measure.norm == "1":
+        entries = entry_bounds(joint, entries)
+        row_bounds = torch.minimum(row_bounds, measure.upper_bound(*entries))
+    if measure.norm != "1":
+        lower, upper = (end.flatten(1) for end in entries)
+        slope, intercept = measure.chord(lower, upper)
+        found = joint.upper_bounds(slope.reshape(len(rows), 1, *graph.input_shape))[:, 0]
+        found = measure.close(found + intercept.sum(1), lower, upper)
+        row_bounds = torch.minimum(row_bounds, found)
+    return replace(norm, entries=entries, upper_bound=row_bounds)
+
+
+@torch.no_grad()
 def with_planes(
     problem: LocalProblem,
     root: RootBounds,
     *,
     search: PlaneSearch | None = None,
     memory_budget: int | None = None,
+    clock: Clock = UNLIMITED,
 ) -> RootBounds:
     """The bounds of a problem, made tighter by planes where its network has curved activations.
 
@@ -163,36 +228,46 @@ def with_planes(
         root: Its bounds by chords.
         search: How weights and slopes are optimised; the default if None.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
+        clock: When to stop.
 
     Returns:
         Bounds never above those of ``root``.
     """
-    if not has_curves(problem.graph) or not problem.graph.activation_nodes:
+    graph = problem.graph
+    if not has_curves(graph):
         return root
-    budget = memory_budget or default_memory_budget(problem.graph.device)
-    joint = JointBound(problem, root, search or PlaneSearch(), budget)
-    measure, norm = problem.measure.each, root.norm
-    shape, count = problem.graph.input_shape, len(problem.rows)
-    entries, row_bounds = norm.entries, norm.upper_bound
-    if problem.centre.numel() <= _FEW_INPUTS or measure.norm == "1":
-        entries = entry_bounds(joint, entries)
-        lower, upper = (end.flatten(1) for end in entries)
-        row_bounds = torch.minimum(row_bounds, measure.upper_bound(*entries))
-    lower, upper = (end.flatten(1) for end in entries)
-    if measure.norm != "1":
-        slope, intercept = measure.chord(lower, upper)
-        found = joint.upper_bounds(slope.reshape(count, 1, *shape))[:, 0] + intercept.sum(1)
-        row_bounds = torch.minimum(row_bounds, measure.close(found, lower, upper))
-    norm = replace(norm, entries=entries, upper_bound=row_bounds)
-    slopes = slope_intervals(problem.graph, root.preacts)
-    plan = Plan(problem.graph)
-    bounds = problem_bounds(plan, problem, slopes, row_bounds, entries, norm.cotangents, budget)
+    if clock.is_over:
+        clock.miss(STAGE)
+        return root
+    budget = memory_budget or default_memory_budget(graph.device)
+    norm = norm_by_planes(
+        graph,
+        problem.rows,
+        Interval(problem.lower[None], problem.upper[None]),
+        root.preacts,
+        root.norm,
+        problem.measure.each,
+        search=search or PlaneSearch(),
+        budget=budget,
+        clock=clock,
+    )
+    slopes = slope_intervals(graph, root.preacts)
+    bounds = problem_bounds(
+        Plan(graph),
+        problem,
+        slopes,
+        norm.upper_bound,
+        norm.entries,
+        norm.cotangents,
+        budget,
+        clock=clock,
+    )
     bounds = torch.minimum(bounds, root.class_upper_bounds)
     return replace(root, norm=norm, class_upper_bounds=bounds)
 
 
 def entry_bounds(joint: JointBound, entries: Interval) -> Interval:
-    """Intervals of every entry of the Jacobian by planes, within those known: [R, *input_shape]."""
+    """Intervals of every entry of the Jacobian by planes, within those known: [B, *input_shape]."""
     count, size = len(entries.lower), entries.lower[0].numel()
     eye = torch.eye(size, dtype=entries.lower.dtype, device=entries.lower.device)
     rows = torch.cat([eye, -eye]).reshape(1, 2 * size, *entries.lower.shape[1:])

@@ -1,10 +1,10 @@
 """Branch and bound by cutting the input box itself, for networks with few inputs.
 
-A subdomain is a smaller box, bounded from scratch by CROWN; the relaxations vanish with the box.
+A subdomain is a smaller box, bounded from scratch by CROWN, and by planes where activations are
+curved; the relaxations vanish with the box.
 Boxes get small only if there are few inputs, so beyond a handful of them splitting neurons and
 entries (:mod:`lipschitz.search.engines.neurons`) is the better search. A box on which the bound
-depends on
-no open slope is a leaf: its gradient is the same everywhere, so the bound is attained.
+depends on no open slope is a leaf: its gradient is the same everywhere, so the bound is attained.
 
 Shapes: B boxes, D inputs.
 """
@@ -20,12 +20,16 @@ from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
+from lipschitz.bounds.native.joint import PlaneSearch, has_curves, norm_by_planes
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Batch, concatenate
+
+# In boxes that get smaller and smaller another cut gains more than optimised planes.
+_PLANES = PlaneSearch(steps=0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class InputSearch:
     ) -> None:
         self.problem, self.plan = problem, Plan(problem.graph)
         self.clock = clock.without_notes()
+        self._has_curves = has_curves(problem.graph)
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
         count = len(problem.rows)
         row = torch.arange(count, device=problem.rows.device)
@@ -92,6 +97,18 @@ class InputSearch:
             measure=self.problem.measure,
             clock=self.clock,
         )
+        if self._has_curves and not self.clock.is_over:
+            norm = norm_by_planes(
+                graph,
+                self.problem.rows[boxes.row],
+                Interval(lower, upper),
+                preacts,
+                norm,
+                self.problem.measure.each,
+                search=_PLANES,
+                budget=self.budget,
+                clock=self.clock,
+            )
         bound = self._objective(boxes, slopes, norm)
         # An entry can vary only through open slopes; cut where that, times the edge, is largest.
         spread = (norm.entries.upper - norm.entries.lower).flatten(1)
