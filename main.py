@@ -107,8 +107,8 @@ def build_parser() -> Parser:
     how.add_argument(
         "--timeout",
         type=float,
-        help="seconds per example (default 60 where something is searched; crown and alpha on the "
-        "native engine keep it too if it is given)",
+        help="seconds per example (default 60 where something is searched; crown, alpha, joint and "
+        "sampling keep it too if it is given)",
     )
     how.add_argument("--tolerance", type=float, default=1e-4, help="relative gap called exact")
     how.add_argument("--dtype", default="auto", help="float32, float64 or auto (the model's)")

@@ -53,7 +53,7 @@ def _optimises_by_engine_a(args: Namespace) -> bool:
 
 
 def _keeps_time(method: str, engine: str) -> bool:
-    return METHODS[method].searches or (engine == "native" and method in ("crown", "alpha"))
+    return engine in METHODS[method].timed_on
 
 
 _TIMED = ", ".join(name for name in METHODS if _keeps_time(name, "native"))
@@ -78,8 +78,7 @@ USES = (
     Use(
         ("timeout",),
         lambda args: args.bab or args.mono or _keeps_time(args.method, engine_of(args)),
-        f"--bab, --mono, and on the native engine --method {_TIMED}; other methods run to their "
-        "end",
+        f"--bab, --mono and --method {_TIMED}; other methods run to their end",
     ),
     Use(
         ("batch_size",),

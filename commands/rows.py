@@ -40,7 +40,7 @@ def settings_of(
     if args.bab:
         searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps", "sdp")
         searched += ("batch_size", "max_domains")
-    elif METHODS[args.method].searches:
+    elif METHODS[args.method].searches or args.timeout is not None:
         searched = ("timeout",)
     search = {name: getattr(args, name) for name in searched}
     if searched:

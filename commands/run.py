@@ -139,7 +139,7 @@ def prepare(args: Namespace, argv: list[str], loaded: Loaded) -> Run:
             slopes=SlopeOptimization(args.ob_iteration, args.ob_lr),
             rows_at_once=args.batch_size,
             memory_budget=args.memory_budget and args.memory_budget * 2**20,
-            timeout=seconds_of(args),
+            timeout=args.timeout,
             seed=args.seed,
         ),
         branching=branching_of(args) if args.bab else None,

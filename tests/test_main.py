@@ -657,7 +657,8 @@ def test_no_memory_is_told_with_the_option_to_lower(monkeypatch, capsys):
     refused([*SIMPLE, "--eps", "0.1"], "lower --batch-size", capsys)
 
 
-def test_called_without_arguments_it_says_what_it_is(capsys):
+def test_called_without_arguments_it_says_what_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["main.py"])
     assert run_cli(main.main, []) == 0
     out = capsys.readouterr().out
     commands = [line for line in out.splitlines() if line.startswith("  python ")]
@@ -702,7 +703,7 @@ NO_EFFECT = {
     "no optimize": ["--no-optimize", "--engine", "native"],
     "no optimize of alpha": ["--no-optimize", "--method", "alpha"],
     "slope steps": ["--ob-iteration", "3", "--bab"],
-    "timeout": ["--timeout", "5", "--engine", "auto_lirpa"],
+    "timeout of global": ["--timeout", "5", "--method", "global"],
     "timeout of ibp": ["--timeout", "5", "--method", "ibp"],
     "batch size": ["--batch-size", "5", "--engine", "native"],
     "memory budget": ["--memory-budget", "5", "--method", "global"],
@@ -723,6 +724,7 @@ def test_an_option_without_effect_is_refused(name, capsys):
         ["--no-optimize", "--ob-lr", "0.1"],
         ["--timeout", "5", "--method", "sdp"],
         ["--timeout", "50", "--engine", "native"],
+        ["--timeout", "50", "--engine", "auto_lirpa"],
         ["--batch-size", "5"],
         ["--memory-budget", "5", "--method", "alpha", "--tolerance", "0.1"],
     ],
