@@ -176,7 +176,7 @@ def test_an_interrupt_while_gradients_are_sampled_keeps_the_bounds(monkeypatch):
     problem = make_problem(prepared.graph, torch.zeros(2, dtype=torch.float64), eps)
     whole = prepared.bound(problem)
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepared_module, "sample_gradients", interrupted)
