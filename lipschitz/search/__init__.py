@@ -1,9 +1,11 @@
-"""Branch and bound: the loop, what it keeps, and what each engine plugs in.
+"""Branch and bound: the loop, its state, and the engines that it searches with.
 
-``options`` says what can be asked, ``run`` answers it: it bounds the root, chooses what is split
-and when semidefinite programs take part (``with_programs``), and hands both to ``loop``. The loop
-knows only ``interface``; its memory is ``state``, whose open subdomains are in ``pool``.
-``subdomains`` says what a subdomain is, ``splits`` and ``heuristics`` how one becomes two.
-``engines`` has a file for each thing that can be searched, ``subdomain_bounds`` what bounds
-subdomains by linear relaxation.
+``options`` holds the user's options and checks them. ``run`` is where a search starts: it bounds
+the whole box (the root), chooses what is split, and makes the engine for it; ``with_programs``
+decides whether semidefinite programs take part. ``loop`` is the best-first loop. It knows an engine
+only through ``interface``. ``state`` keeps the best lower bound and the bounds of subdomains that
+are closed, ``pool`` the open subdomains. ``subdomains`` says what is stored of a subdomain,
+``heuristics`` picks the variable to split, ``splits`` makes the two children. ``engines`` has a
+file for each way of splitting and bounding, ``subdomain_bounds`` the linear relaxations of
+subdomains that engines share.
 """

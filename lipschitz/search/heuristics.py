@@ -1,11 +1,12 @@
 """Which variable to split: scores of neurons and of Jacobian entries.
 
-The bound is a sum; every open neuron adds ``|A_q|`` times the chord of ``g * s`` over it, every
-entry of open sign the chord of ``|J_i|``. A score estimates how much of the bound a split can
-remove. Splitting the sign of an entry is sound without any condition on the inputs, since
-``|J_i| = max(J_i, -J_i)``: one child counts the entry as ``J_i``, the other as ``-J_i``. It
-removes the whole gap of that chord for the price of one vector pass, which makes it the most
-profitable split on wide boxes with few inputs.
+The bound is a sum. Every unstable neuron adds to it the gap of the chord of ``g * s`` (cotangent
+times slope), weighted by its coefficient ``|A_q|``; every entry of open sign adds the gap of the
+chord of ``|J_i|``. A score estimates how much of the bound a split can remove. Splitting the sign
+of an entry is sound without any condition on the inputs, since ``|J_i| = max(J_i, -J_i)``: one
+child counts the entry as ``J_i``, the other as ``-J_i``. It removes the whole gap of that chord,
+and each child costs one backward pass with a single row. That makes it the most profitable split on
+wide boxes with few inputs.
 
 Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
@@ -29,7 +30,7 @@ class SplitFacts:
     Attributes:
         coefficient: How much the bound counts h = g * s of each neuron, [B, N].
         cotangent_lower, cotangent_upper: Interval of g, [B, N].
-        slope_range: Width of the slope's interval, [B, N]; 0 for a decided neuron.
+        slope_range: Width of the slope's interval, [B, N]; 0 for a stable neuron.
         splittable: Neurons whose pre-activation interval a split would help, [B, N].
         entry_gap: Intercept of the chord of ``|J_i|`` (or of its square), 0 where the sign is
             fixed, [B, D].
@@ -66,8 +67,9 @@ def babsr_score(facts: SplitFacts) -> Tensor:
     return facts.coefficient.abs() * intercept * facts.slope_range
 
 
-# Fixing a sign removes the entry's whole gap in one child or the other and never needs a refresh,
-# so it is worth more than a neuron of the same score (measured: anything from 1 to 4 does).
+# Weight of entries against neurons. Fixing the sign of an entry removes its whole gap in both
+# children and never makes intervals stale, so it is worth more than a neuron of the same score.
+# When it was chosen, anything from 1 to 4 did as well; on which networks is not on record.
 _ENTRY_WEIGHT = 2.0
 
 _SCORES: dict[str, Callable[[SplitFacts], Tensor]] = {
@@ -83,8 +85,8 @@ Chooser = Callable[[SplitFacts], Tensor]
 def chooser(heuristic: str = "sign") -> Chooser:
     """A function that picks the variable to split.
 
-    Where the heuristic scores everything zero, whatever still has a gap is taken instead, so that
-    only a subdomain whose bound is free of gaps is called a leaf.
+    Where the heuristic scores every variable 0, one whose relaxation still has a gap is taken
+    instead, so that only a subdomain whose bound has no gap at all is called a leaf.
 
     Args:
         heuristic: ``sign`` (slope score, entries compete), ``slope``, ``area`` or ``babsr``.

@@ -12,7 +12,7 @@ from lipschitz.search.subdomains import Batch
 
 @dataclass(frozen=True)
 class Report:
-    """What a closer look at subdomains has found.
+    """What :meth:`Bounding.refine` or :meth:`Bounding.settle` has found out about subdomains.
 
     Attributes:
         subdomains: Those still open.
@@ -41,9 +41,9 @@ class Bounding(Protocol):
 
     ``root`` gives one bounded subdomain per row; ``children`` splits every subdomain at its choice
     into parts that cover it and bounds them, never above their parents; ``refine`` may tighten
-    subdomains that have reached the top, given the value below which they need no more;
-    ``settle`` checks leaves (choice -1); ``witness_norms`` is
-    the true gradient's norm at points.
+    subdomains that have the largest bounds of the pool, given the value up to which a bound counts
+    as closed; ``settle`` checks leaves (choice -1); ``witness_norms`` is the true gradient's norm
+    at points.
     """
 
     def root(self) -> Batch: ...

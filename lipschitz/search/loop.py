@@ -67,6 +67,7 @@ def branch_and_bound(
                 search.round(count, threshold)
                 search.fold(limits.max_domains)
                 needed = time.perf_counter() - begin - now
+                # A round of over a tenth of the time limit: half as many subdomains in the next.
                 if needed > 0.1 * limits.timeout:
                     needed *= max(1, count // 2) / count
                     count = max(1, count // 2)

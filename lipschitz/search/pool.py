@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lipschitz.search.subdomains import Batch
 
-# What is read of free slots too.
+# Fields that are read over all slots, free ones included, and their values in a free slot.
 _OF_FREE_SLOTS = {"upper_bound": -torch.inf, "row": 0}
 
 
@@ -88,7 +88,9 @@ class DomainPool:
             tensor = getattr(self._slots, name)
             grown = tensor.new_empty(old + extra, *tensor.shape[1:])
             grown[:old] = tensor
-            if name in _OF_FREE_SLOTS:  # what is not read is left alone: touching memory takes long
+            # Other fields of free slots are never read. Writing them would cost seconds in a large
+            # pool, since only then does the system hand out the memory.
+            if name in _OF_FREE_SLOTS:
                 grown[old:] = _OF_FREE_SLOTS[name]
             return grown
 

@@ -32,16 +32,27 @@ from lipschitz.words import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 if TYPE_CHECKING:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
 
+# Option ``refresh`` to neuron splits between two CROWN passes: each, never, or (None) by cost.
 _REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
-# Cutting the box pays for a handful of inputs at most; up to these a short trial decides.
+# With at most so many inputs a short trial decides between bisecting the box and splitting neurons.
+# Measured at 16 inputs only (MLP of width 64, eps 0.2, six seconds): bisecting reached 49.4,
+# splitting neurons 25.0. The limit of 8 itself is a choice: a trial too many costs its seconds.
 _FEW_INPUTS = 8
-# Curved activations have no pieces to be found: there the box is worth a trial up to here.
+# The same limit with curved activations. Their neurons are never stable, so splitting them never
+# ends in a region with one gradient, and bisecting is worth a trial for more inputs. A choice.
 _FEW_INPUTS_IF_CURVED = 64
+# Seconds of each of the two searches in the trial, or a 20th of the time limit if less. A choice: a
+# trial too short may pick the slower search.
 _TRIAL_SECONDS = 0.5
-# Measured on MLPs of width 64 and 128: a tenth fewer seconds, or a tighter bound in the same time.
+# Steps of the splits' multipliers. Measured, when chosen, on MLPs of width 64 and 128: a tenth
+# fewer seconds, or a tighter bound in the same time. Not so everywhere: on one of width 64 (eps
+# 0.2, six seconds, no programs) the search reached 25.03 with them and 24.74 without.
 _BETA_STEPS = 8
+# Memory for the open subdomains. A choice: with less, weak subdomains are given up earlier, and the
+# bound stays sound but may not become exact.
 _POOL_BYTES = 2 * 2**30
-# Of the time: the root's bounds where they are not done before, and of the rest true gradients.
+# Most of the time limit that the root's bounds may take, and most of what is then left that sampled
+# true gradients may take. Choices: they matter only where the limit is too short for both.
 _SHARE_OF_ROOT, _SHARE_OF_SAMPLING = 0.75, 0.3
 
 
@@ -126,7 +137,8 @@ def bound_by_branching(
         root_upper_bound=root_upper,
         witness=witness,
     )
-    # A root that took all its time leaves none for subdomains that auto_LiRPA bounds as it did.
+    # auto_LiRPA bounds a subdomain in the same way as the root: if it ran out of time on the root,
+    # it would on every subdomain.
     if (clock.is_over or (engine is not None and clock.missed)) and not settled:
         clock.miss("search")
         return replace(
@@ -143,7 +155,8 @@ def bound_by_branching(
         branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
         result = search(branch, (lower_bound, witness))
         if result.status == BOUND and branch == "input" and options.branch == "auto":
-            # Boxes around a point where kinks meet cannot be closed; neurons can.
+            # Every box around a point where several kinks meet has unstable neurons, so bisecting
+            # cannot close it. Splitting neurons can.
             result = _better(result, search("relu", (result.lower_bound, result.witness)))
     except KeyboardInterrupt:
         return replace(of_root, seconds=time.perf_counter() - begin)
@@ -176,7 +189,7 @@ def _search(
     limits: Limits,
     watch: Callable[[Progress], None] | None,
 ) -> SearchResult:
-    """What a search finds; entries that it has left out count."""
+    """Run one search. In L1, entries that were left out of it count with their root bounds."""
     if type(bounding) is NeuronSearch:
         return combined_search(problem, root, bounding, best, options.sdp, limits, watch)
     result = branch_and_bound(bounding, *best, limits, watch)
@@ -194,7 +207,7 @@ def _search(
 
 
 def _better(first: SearchResult, second: SearchResult) -> SearchResult:
-    """Two searches as one; the second has begun with what the first has attained."""
+    """Result of two searches, of which the second began with the first's lower bound."""
     return replace(
         second,
         upper_bound=min(first.upper_bound, second.upper_bound),
@@ -226,11 +239,12 @@ def _searches(
     budget: int | None,
     clock: Clock,
 ) -> dict[str, Callable[[], Bounding]]:
-    """What can be split, and how subdomains are then bounded."""
+    """What can be split (``relu``, ``input``), and for each a function that makes the engine."""
     if engine is not None:
         choose = chooser(options.heuristic or "area")
         return {"relu": lambda: LirpaSearch(problem, engine, root, choose, clock)}
-    # A square keeps a gap on both sides of a sign; neurons alone are many times faster there.
+    # The L2 bound has J_i^2, whose chord keeps its gap when the sign of J_i is fixed. So there only
+    # neurons are split, which is many times faster.
     choose = chooser(options.heuristic or ("slope" if problem.norm == "2" else "sign"))
 
     def split_neurons() -> Bounding:
@@ -261,7 +275,11 @@ def _searches(
 
 
 def _limits(problem: LocalProblem, options: BranchOptions, begin: float) -> Limits:
-    """Limits with the sizes filled in from the network's."""
+    """The search's limits; sizes that were not asked for go by the size of the network.
+
+    The numbers in here are choices: a round is at most 512 subdomains and about 4 million numbers,
+    and the pool keeps 64 to 500,000 subdomains, as memory allows.
+    """
     numbers = _numbers(problem)
     fitting = _POOL_BYTES // (numbers * problem.rows.element_size())
     return Limits(
@@ -274,7 +292,7 @@ def _limits(problem: LocalProblem, options: BranchOptions, begin: float) -> Limi
 
 
 def _numbers(problem: LocalProblem) -> int:
-    """Numbers of one subdomain in the pool."""
+    """About how many numbers the pool stores for one subdomain."""
     graph = problem.graph
     neurons = sum(graph.nodes[i].shape.numel() for i in graph.activation_nodes)
     return 4 * neurons + 3 * problem.centre.numel() + 8
@@ -286,10 +304,10 @@ def _choose_branch(
     searches: dict[str, Callable[[], Bounding]],
     lower_bound: float,
 ) -> str:
-    """Neurons or input: by whose bound is lower after a moment, if there are few inputs.
+    """``relu`` or ``input``: with few inputs, the search with the lower bound after a short trial.
 
-    Where several kinks meet, no small box is free of open neurons, so cutting the box may stop
-    short of the exact value; it is chosen only where it is ahead.
+    Around a point where several kinks meet, no box is free of unstable neurons, however small, so
+    bisecting the box may stop short of the exact value. It is chosen only where its bound is lower.
     """
     if options.branch != "auto":
         return options.branch
@@ -304,7 +322,7 @@ def _choose_branch(
         branch_and_bound(searches[name](), lower_bound, None, trial) for name in ("relu", "input")
     )
     if INTERRUPTED in (neurons.status, inputs.status):
-        raise KeyboardInterrupt  # the trials have caught it; whoever waits has to see it
+        raise KeyboardInterrupt  # a trial reports Ctrl-C as a status; the caller expects it
     closing = inputs.status in (EXACT, TIMEOUT)
     ahead = closing and inputs.upper_bound < neurons.upper_bound
     return "input" if ahead else "relu"

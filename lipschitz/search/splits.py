@@ -17,7 +17,8 @@ from torch import Tensor
 from lipschitz.rounding import guard
 from lipschitz.search.subdomains import Subdomains, concatenate
 
-# Table entries times inputs that are worth their time and memory.
+# Largest ``M * M * D`` for which the table of all pairs of first-layer neurons is made. A choice:
+# without the table children have looser intervals, and the search needs more of them.
 LARGEST_TABLE = 5 * 10**7
 
 

@@ -16,7 +16,7 @@ from lipschitz.search.subdomains import Batch
 
 
 class SearchState:
-    """Pool, incumbent and what has left the pool without being refuted.
+    """Open subdomains, best lower bound, and the upper bounds of subdomains no longer searched.
 
     Args:
         bounding: The engine's bounds and splits.
@@ -37,7 +37,7 @@ class SearchState:
         self.root_bounds = first.upper_bound.clone()
         self.pool = DomainPool(first)
         self.closed_rows = torch.full_like(self.root_bounds, -torch.inf)  # pruned or attained
-        self.folded = float("-inf")
+        self.folded = float("-inf")  # largest upper bound given up for want of memory
         self.domains = self.programs = 0
 
     @property
@@ -51,7 +51,7 @@ class SearchState:
         return float(self.closed_rows.max())
 
     def threshold(self, tolerance: float) -> float:
-        """Bounds up to this are as good as the lower bound, as a number of the pool's dtype."""
+        """Lower bound plus tolerance, rounded down in the pool's dtype: what counts as closed."""
         return rounded_down(self.lower_bound * (1 + tolerance), self.root_bounds.dtype)
 
     def is_over(self, threshold: float) -> bool:
@@ -74,7 +74,12 @@ class SearchState:
         self.closed_rows.scatter_reduce_(0, subdomains.row, subdomains.upper_bound, "amax")
 
     def look(self, report: Report) -> Batch:
-        """Take in what a report says; returns the subdomains that are left."""
+        """Close what a report has closed, try its points as witnesses; returns what is left open.
+
+        Raises:
+            ArithmeticError: A true gradient is above the certified bound by more than rounding
+                explains, which means that a bound is wrong.
+        """
         self.programs += report.programs
         if report.closed is not None:
             self.close(report.closed)
@@ -105,7 +110,7 @@ class SearchState:
             left = self.look(self.bounding.settle(parents.take(is_leaf)))
             self._store(left, threshold)
             parents = parents.take(~is_leaf)
-        # What refining has pushed below the rest of the batch waits for its turn.
+        # Parents whose bound refining has lowered below the rest of the batch go back to the pool.
         weak = parents.upper_bound < cut
         self._store(parents.take(weak), threshold)
         parents = parents.take(~weak)
@@ -124,6 +129,7 @@ class SearchState:
         """Give up the weakest subdomains beyond the limit, keeping their upper bounds."""
         excess = len(self.pool) - max_domains
         if excess > 0:
+            # A tenth more than necessary, so that this is not needed in every round.
             slots = self.pool.weakest(excess + max_domains // 10)
             given_up = self.pool.read(slots)
             self.folded = max(self.folded, float(given_up.upper_bound.max()))

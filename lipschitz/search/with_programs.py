@@ -1,8 +1,8 @@
 """Branch and bound on the native engine: when semidefinite programs take part, and how.
 
-Linear bounds alone come first, for a moment, since many problems need no more. Then the search
-begins anew with programs (:mod:`lipschitz.search.engines.programs`), unless they are so large that
-the time would be over before one of every output is certified.
+Linear bounds alone come first, for a small share of the time, since many problems need no more.
+Then the search begins anew with programs (:mod:`lipschitz.search.engines.programs`), unless these
+are so large that the time would be over before each output has one certified program.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.state import SearchState
 from lipschitz.words import INTERRUPTED, TIMEOUT
 
-# Share of the time for linear bounds alone. It is doubled, but not beyond the second number, as
-# long as the gap shrinks so fast that it may soon be closed.
+# Share of the time limit for linear bounds alone. It is doubled, up to the second number, as long
+# as a doubling leaves at most ``_FAST`` of the gap between upper and lower bound: linear bounds may
+# then close it soon. The three numbers are choices; the search that they make is "bab --sdp auto"
+# in benchmarks/results/wide.md.
 _FIRST_LINEAR, _MOST_LINEAR = 0.01, 0.08
-_FAST = 0.6  # of the gap, left after a doubling of the time
+_FAST = 0.6
 
 
 @torch.no_grad()
@@ -58,7 +60,7 @@ def combined_search(
     try:
         if programs == "never" or problem.norm == "1" or not programs_at_once(problem, root):
             return branch_and_bound(bounding, *best, limits, watch)
-        # The maximum is lower only when all that reach above the lower bound are.
+        # To lower the maximum, every row with a linear bound above the lower bound needs a program.
         above = int((rows > rounded_down(best[0], rows.dtype)).sum())
         needed = above * seconds_per_program(problem, root)
         if programs == "auto" and needed > limits.timeout - _elapsed(limits):
@@ -89,11 +91,11 @@ def _linear_first(
     limits: Limits,
     watch: Callable[[Progress], None] | None,
 ) -> SearchResult:
-    """Linear bounds alone, for a moment."""
+    """Branch and bound with linear bounds alone, in slices of the time that double."""
     last: list[Progress] = []
 
     def watch_on(progress: Progress) -> None:
-        """The end of the moment is not that of the search, unless it turns out to be."""
+        """Hold back the last report of a slice: the search may go on after it."""
         if progress.finished:
             last.append(progress)
         elif watch is not None:
@@ -116,7 +118,7 @@ def _linear_first(
 def _going_on(
     known: SearchResult, watch: Callable[[Progress], None] | None
 ) -> Callable[[Progress], None] | None:
-    """A watch on a second search that counts what the first has found."""
+    """``watch`` for a second search, whose reports include what the first has found."""
     if watch is None:
         return None
 

@@ -1,1 +1,1 @@
-"""What the loop asks of an engine, answered in a file for each way of splitting and bounding."""
+"""Engines of the loop (``interface.Bounding``), one file for each way of splitting and bounding."""

@@ -28,7 +28,8 @@ from lipschitz.problem import LocalProblem
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Batch, concatenate
 
-# In boxes that get smaller and smaller another cut gains more than optimised planes.
+# Planes are not optimised here: both factors' intervals shrink with the box, so time is better
+# spent on another bisection. A choice: only speed depends on it.
 _PLANES = PlaneSearch(steps=0)
 
 
@@ -110,7 +111,8 @@ class InputSearch:
                 clock=self.clock,
             )
         bound = self._objective(boxes, slopes, norm)
-        # An entry can vary only through open slopes; cut where that, times the edge, is largest.
+        # Score of an input: the edge of the box times how far the entries vary, its own counted
+        # twice. It is 0 where no entry varies, which is a leaf: one gradient everywhere.
         spread = (norm.entries.upper - norm.entries.lower).flatten(1)
         width = boxes.upper - boxes.lower
         weight = width * (spread.sum(1, keepdim=True) + spread)

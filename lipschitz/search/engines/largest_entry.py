@@ -1,9 +1,9 @@
 """Branch and bound on the largest entry of the Jacobian: the L1 norm of every row by itself.
 
-The dual norm of L1 is the largest magnitude of an entry, and the largest of many linear functionals
-is what one pool of them finds: every entry whose interval reaches above the lower bound enters with
-the sign that does. Entries that cannot be the largest, or for which there is no room, keep their
-bound.
+In L1 the norm of a row is its largest magnitude of an entry. Every ``J_i`` and every ``-J_i`` is a
+linear functional, and one pool of them is searched for the largest. Those whose root bound is above
+the lower bound take part, the largest first, as many as there is room for. All others keep their
+root bound.
 """
 
 from __future__ import annotations

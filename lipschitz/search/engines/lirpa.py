@@ -54,7 +54,7 @@ class LirpaSearch(NeuronSearch):
         directions = self.problem.rows[subdomains.row]
         try:
             norm = self.engine.norm_bounds(self.problem, directions, preacts, self.clock)
-        except self.out_of_time:  # they keep what holds for their parents
+        except self.out_of_time:  # keep the parents' bounds, and do not split again
             return subdomains.having(choice=torch.full_like(subdomains.choice, -1))
         batch, like, join = len(subdomains), subdomains.preact_lower, self.layout.join
         zeros = {i: like.new_zeros(1, *shape) for i, shape in self.layout.shapes.items()}

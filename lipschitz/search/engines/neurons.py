@@ -36,9 +36,13 @@ from lipschitz.search.subdomain_bounds.constraints import SplitConstraints
 from lipschitz.search.subdomain_bounds.full import DomainBounder
 from lipschitz.search.subdomains import NeuronLayout, Subdomains, concatenate
 
-# Refining costs one row per loose neuron and entry, a cheap bound about this many rows.
+# What the cheap bound of a child costs, in rows of a CROWN pass: an estimate. Recomputing intervals
+# costs a row per unstable neuron and entry, so by default it is done after so many splits that both
+# cost about the same. Only speed depends on it.
 _ROWS_OF_A_CHEAP_BOUND = 15
-# Constraints of one subdomain that a batched feasibility test is worth.
+# Largest number of coefficients (splits times inputs) of one subdomain for which contradictory
+# splits are looked for in batches. A choice: beyond it only crossed intervals and the linear
+# program of a leaf find them.
 _LARGEST_CONSTRAINTS = 10**5
 
 
@@ -106,7 +110,7 @@ class NeuronSearch:
         problem, root, layout = self.problem, self.root_bounds, self.layout
         count = len(problem.rows)
         like = problem.rows
-        huge = torch.finfo(like.dtype).max ** 0.5  # of no consequence where the slope is certain
+        huge = torch.finfo(like.dtype).max ** 0.5  # for stable neurons: any number will do
 
         def cotangents(side: int) -> Tensor:
             default = huge if side else -huge
@@ -213,7 +217,7 @@ class NeuronSearch:
         return self.evaluate(closed_halves(parents, points=points))
 
     def refine(self, subdomains: Subdomains, threshold: float = 0.0) -> Report:
-        """CROWN bounds and a feasibility test for subdomains that have been split enough."""
+        """CROWN bounds and a feasibility test for subdomains with ``refresh_every`` new splits."""
         due = (subdomains.stale >= self.refresh_every) & (self.refresh_every > 0)
         if not bool(due.any()):
             return self._report(subdomains)
@@ -257,7 +261,7 @@ class NeuronSearch:
         )
 
     def settle(self, leaves: Subdomains) -> Report:
-        """Check the activation regions of leaves, in one batch and, where that fails, one by one.
+        """Check the activation regions of leaves: in one batch, then by a linear program each.
 
         Args:
             leaves: Subdomains whose bound has no gap.

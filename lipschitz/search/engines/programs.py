@@ -1,4 +1,4 @@
-"""Branch and bound in which a subdomain may be bounded by a program as well as linearly.
+"""Branch and bound with semidefinite programs ("programs" below) as well as linear bounds.
 
 A linear bound costs microseconds and is off by factors near the root; a program costs milliseconds
 to seconds and is nearly exact. Children inherit the bound of the latest program on the way from the
@@ -34,17 +34,22 @@ from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Subdomains, concatenate
 
-# A program is solved to this relative gap, or for so many sweeps: its children go on from where it
-# ends.
+# A program is solved to this relative gap, or for so many sweeps: fewer where it starts from the
+# solution of an ancestor, more where it starts cold. Choices; a loose solution is still certified,
+# and the programs of its children go on from it.
 _TOLERANCE = 3e-3
 _SWEEPS, _COLD_SWEEPS = 12, 48
-# Programs per round: this part of the subdomains looked at, since what the strongest gain may make
-# others needless, within these limits and not for longer than this, to keep watching the time.
+# Programs per round: one for every ``_PART`` subdomains of the batch, from the largest bound down,
+# since their witnesses and bounds may make the others needless; at least and at most so many; and
+# no more than take ``_ROUND_SECONDS``, so that the loop sees its clock. Choices: only speed depends
+# on them.
 _PART = 4
 _FEWEST, _MOST = 8, 64
 _ROUND_SECONDS = 0.5
-_LATEST = 0.3  # weight of the latest batch in the average time of a program
-_LATEST_SPLITS = 0.1  # and in the averages of splits, of which there are many more
+# Weight of the latest batch in the moving averages of a program's seconds, and of a split's seconds
+# and gain, of which there are many more. Choices: the averages only decide what is tried next.
+_LATEST = 0.3
+_LATEST_SPLITS = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class ProgrammedSubdomains(Subdomains):
         program: That of the latest program on the way from the root, infinity if there was none,
             [B]. ``upper_bound`` is the smaller of both.
         solved: Whether that program was the subdomain's own, [B].
-        origin: Number of its solution, -1 if none, [B].
+        origin: Number of that program's solution in :class:`WarmStarts`, -1 if none, [B].
     """
 
     linear: Tensor
@@ -142,7 +147,7 @@ class ProgramSearch:
         return self.native.witness_norms(points, rows)
 
     def refine(self, subdomains: ProgrammedSubdomains, threshold: float = 0.0) -> Report:
-        """Programs for the strongest of those that want one; the others of these wait.
+        """Solve programs where they are wanted, largest bounds first; what is left over waits.
 
         Args:
             subdomains: What has reached the top.

@@ -1,1 +1,1 @@
-"""Linear bounds of many subdomains at once: the cheap one of a child, the full one of a leader."""
+"""Linear bounds of many subdomains at once: cheap for children, full CROWN for the largest."""

@@ -2,9 +2,9 @@
 
 The norm is bounded as in :func:`lipschitz.bounds.native.backward.norm_bounds.norm_bounds`, but with
 the cotangents' and entries' intervals given, so that only one row per subdomain goes back through
-the Jacobian, and interval arithmetic tightens those intervals on the way at the price of four more.
-Children of a split need no more than that; the full CROWN bounds are left for subdomains that reach
-the top of the pool.
+the Jacobian, and interval arithmetic tightens those intervals first, for about the cost of four
+more rows. Children of a split need no more than that; the full CROWN bounds are left for subdomains
+that reach the top of the pool.
 
 Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdomains`.
 """
@@ -212,7 +212,7 @@ def vector_bound(
     entries = subdomains.entry_lower, subdomains.entry_upper
     if functional is None:
         chord, gap = measure.chord(*entries, subdomains.entry_sign)
-    else:  # linear already
+    else:  # a functional is linear: no chords
         chord, gap = functional, torch.zeros_like(entries[0])
     total, extra, weight = gap.sum(1), torch.zeros_like(gap[:, 0]), None
     if first is not None:

@@ -26,6 +26,8 @@ from lipschitz.bounds.native.memory.budget import take
 from lipschitz.bounds.native.plan import Plan, unit_rows
 from lipschitz.rounding import guard
 
+# Decay rates of Adam's moments, lower than usual because there are few steps. A choice: any
+# multipliers give a valid bound.
 _FIRST_MOMENT, _SECOND_MOMENT = 0.8, 0.95
 
 
@@ -45,7 +47,7 @@ def constrained_maximum(
     Returns:
         [B, K].
     """
-    # What rounding may take from the sums below is given back.
+    # Offsets and constants are raised by as much as rounding may lower the sums below.
     unit = guard(offsets.dtype)
     offsets = offsets + unit * (offsets.abs() + matrix.abs().sum(2))
     magnitude = coefficients.abs().sum(2)
@@ -133,8 +135,8 @@ class SplitTightening:
 
         Subdomains that the clock leaves no time for keep theirs.
 
-        A neuron counts as split if its interval ends at 0; one that bounds alone have decided
-        adds nothing to what they know.
+        A neuron counts as split if its interval ends at 0. One that is stable by its bounds alone
+        gives no constraint: it would cut nothing off.
         """
         counts = [self._counts(bounds) for bounds in preacts.values()]
         splits, free = (sum(c[i] for c in counts) for i in (0, 1))
@@ -167,7 +169,7 @@ class SplitTightening:
         batch = max(len(p.lower) for p in preacts.values())
         lines: dict[int, Lines] = {}
         matrices, offsets = [], []
-        for activation in self.plan.activations:  # every split first: later ones bind earlier z
+        for activation in self.plan.activations:  # all splits first: later ones help too
             lower, upper = (end.flatten(1).expand(batch, -1) for end in preacts[activation])
             sign = ((lower == 0) & (upper > 0)).to(lower) - ((upper == 0) & (lower < 0)).to(lower)
             indices = (sign != 0).any(0).nonzero()[:, 0]
