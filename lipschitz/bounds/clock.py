@@ -76,7 +76,7 @@ class Clock:
         return other.end is not None and (self.end is None or self.end > other.end)
 
     def without_notes(self) -> Clock:
-        """The same time for work of which nobody asks what it did not reach."""
+        """The same end; what is noted on this clock is not reported."""
         return replace(self, missed={})
 
     def miss(self, stage: str, layer: int | None = None) -> None:

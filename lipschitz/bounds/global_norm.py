@@ -24,9 +24,10 @@ from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.rounding import raise_upper_bound
 
-# Numbers of a map's dense matrix, up to which its largest singular value is computed.
+# Largest dense matrix of a map, in numbers, whose largest singular value is computed (32 MB in
+# float64). A choice: larger maps get the looser square root of L1 norm times Linf norm.
 _LARGEST_MATRIX = 2**22
-# Of maps with one term per coordinate the cheaper bound is the norm itself.
+# Maps with one term per output coordinate: for these that square root is the L2 norm itself.
 _COORDINATEWISE = (Reshape, Scale, Combination)
 
 # What :func:`layer_norms` has found, by graph and norm: the box does not change it.

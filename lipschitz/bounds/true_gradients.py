@@ -23,7 +23,8 @@ from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
 
-# No activation has it on either side of a kink, so taking it there shows whether the kink matters.
+# A slope that no activation has beside a kink. If a gradient changes when kinks take this slope,
+# a kink matters there. Any other unlikely number would do.
 _ANOTHER_SLOPE = 0.7390851
 
 STAGE = "sampled gradients"

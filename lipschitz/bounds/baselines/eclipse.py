@@ -37,8 +37,11 @@ from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 
+# Inputs and neurons, together, beyond which the method is refused: its dense matrices become large.
+# A choice.
 LARGEST = 1000
-# Relative; of the ball, to the size of its points, and of the constant.
+# Relative margin for rounding, not a proof: on the ball's radius, on the size of its
+# points, and on the constant.
 _MARGIN = 1e-9
 
 

@@ -43,9 +43,13 @@ from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 from lipschitz.words import BOUND, DOMAIN_LIMIT, INTERRUPTED, TIMEOUT
 
+# Regions bounded in one round and regions kept, each at most so many and in so many bytes. Choices:
+# only speed, and when the search gives up, depend on them.
 _BATCH, _BATCH_BYTES = 128, 2**28
 _MAX_REGIONS, _POOL_BYTES = 200_000, 2**31
+# Relative gap up to which a region counts as done, little more than rounding. A choice.
 _TOLERANCE = 1e-9
+# Most of the time left that the first lower bound may take. A choice.
 _SHARE_OF_SAMPLING = 0.2
 
 

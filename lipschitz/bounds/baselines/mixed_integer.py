@@ -17,7 +17,9 @@ from torch import Tensor
 from lipschitz.bounds.baselines.expressions import Expression
 from lipschitz.bounds.baselines.interrupts import interruptible
 
+# Relative gap between the solver's bounds at which it stops. A choice.
 _GAP = 1e-6
+# Relative widening of intervals that serve as big M, for rounding; not a proof.
 _BIG_M_MARGIN = 1e-9
 # The only verdicts of scipy.optimize.milp that count: optimal, and a limit reached.
 _OPTIMAL, _LIMIT = 0, 1

@@ -23,8 +23,9 @@ from lipschitz.bounds.true_gradients import STAGE, Sampling, sample_gradients
 from lipschitz.problem import LocalProblem
 from lipschitz.words import LOWER_BOUND_ONLY
 
-# A few climbs from different points find more than one long climb; the first is the one that
-# accompanies every upper bound elsewhere, so this method never finds less.
+# Climbs from different points. The first is the one that accompanies every upper bound elsewhere,
+# so this method never finds less; the others have more points and steps. Choices: fewer may find
+# less.
 _CLIMBS = 8
 _LONGER = {"num_random": 256, "ascent_steps": 50}
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from lipschitz.rounding import guard
 
+# Iterations between two tests for an answer. A choice: only speed depends on it.
 _CHECK_EVERY = 15
-# Aim a little inside the region, so that a point found is not on its boundary.
+# Slack that the descent aims at, so that a point found is not on the boundary of the region. A
+# choice: both answers are checked without it.
 _INSIDE = 1e-5
 
 
@@ -90,6 +92,7 @@ def search_feasible(matrix: Tensor, constant: Tensor, steps: int = 60) -> Feasib
         going = ~(infeasible | feasible)
         if not bool(going.any()):
             break
+        # Leave out subdomains with an answer once they are many enough to be worth the copy.
         if float(going.float().mean()) < 0.7:
             active, matrix, constant = active[going], matrix[going], constant[going]
             point, ahead, step = point[going], ahead[going], step[going]

@@ -45,9 +45,10 @@ from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
 
+# Bytes for one chunk of rows. A choice: a smaller one means more calls of auto_LiRPA.
 _MEMORY_BUDGET = 512 * 2**20
-# With a time limit chunks begin with one row, since nothing stops auto_LiRPA before it is done, and
-# grow as long as they take less than this many seconds.
+# With a time limit chunks begin with one row, since a call of auto_LiRPA cannot be stopped, and
+# grow by this factor as long as they are expected to take less than so many seconds. Choices.
 _CHUNK_SECONDS, _GROWTH = 0.5, 4
 STAGE, JACOBIAN = "auto_LiRPA's bounds", "auto_LiRPA's bounds of the Jacobian"
 

@@ -1,8 +1,11 @@
-"""Engine B: batched bound propagation written directly on torch.
+"""Engine B, ``native``: batched bound propagation written directly on torch.
 
-In the order in which a bound runs: ``interval`` (interval arithmetic both ways) finds the neurons
-that need more; ``forward`` bounds these pre-activations by lines (``lines``), whose slopes
-``slopes`` may optimise; ``backward`` bounds the Jacobian from the slopes that are left. ``crown``
-and ``alpha`` put the two together, without and with optimised slopes. ``plan`` holds what all of
-this knows of a graph, ``rows`` and ``memory`` keep the rows of coefficients few and small.
+(Engine A is auto_LiRPA, in ``lipschitz.bounds.lirpa``.) In the order in which a bound runs:
+``interval`` (interval arithmetic, forward and backward) finds the unstable neurons; ``forward``
+bounds their pre-activations by CROWN with the lines of ``lines``, whose lower slopes (alpha)
+``slopes`` may optimise; ``backward`` bounds the Jacobian from the resulting intervals of the
+activations' slopes. ``crown`` and ``alpha`` put the two together, without and with optimised
+slopes; ``joint`` bounds networks with curved activations more tightly, on the graphs of ``terms``.
+``plan`` holds what is known of a graph before there is a box, ``rows`` and ``memory`` keep the rows
+of coefficients few and small.
 """

@@ -29,7 +29,8 @@ from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.bounds.native.slopes.optimise import STAGE, SlopeSearch, optimised_preactivation_rows
 from lipschitz.problem import LocalProblem
 
-# Of the time; the rest is for the Jacobian.
+# Most of the time limit that plain CROWN of the pre-activations may take; the rest is for slopes
+# and the Jacobian. A choice: it matters only where the limit is too short for all of them.
 _SHARE_OF_PLAIN = 0.6
 
 
@@ -70,8 +71,8 @@ def native_alpha(
         plan, lower, upper, intervals, budget=budget, clock=clock.part(_SHARE_OF_PLAIN)
     )
     margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
-    # Plain bounds of the Jacobian are worth more than better slopes: they need about as many rows
-    # as those of pre-activations, for every output.
+    # Time for the Jacobian is set aside first, since its bounds are worth more than better slopes.
+    # For every output they need about as many rows as plain CROWN of the pre-activations did.
     reserve = clock.before(len(problem.rows) * (clock.now() - begin)) if clock.is_limited else clock
     optimising = reserve if optimising.ends_after(reserve) else optimising
     is_cut = bool(clock.missed)
@@ -106,7 +107,7 @@ def native_alpha(
         preacts[activation] = bounds
     found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True, clock=clock)
     if problem.norm == "2" and not clock.is_over:
-        # Centres and distances do not always gain from narrower intervals.
+        # Spectral bounds may be lower with plain CROWN's wider intervals, so these are tried too.
         around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})
         around = torch.minimum(found.class_upper_bounds, around)
         found = replace(found, class_upper_bounds=around)

@@ -25,7 +25,8 @@ from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.problem import LocalProblem
 
-# Share of the time for rows one by one, where all of them are then bounded together.
+# Share of the time left that bounds of single rows may take, in L1 and L2, where bounds of the
+# whole Jacobian come after them. A choice: it matters only where the limit is too short for both.
 _SHARE_OF_ROWS = 0.6
 
 
@@ -110,7 +111,7 @@ def root_bounds(
     bounds = problem_bounds(
         plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget, clock
     )
-    if clock.missed:  # lines may be looser than intervals, and have had no time to make up for it
+    if clock.missed:  # cut short, linear bounds may be looser than interval arithmetic alone
         bounds = torch.fmin(bounds, interval_bounds(problem))
     return RootBounds(bounds, preacts, norm, rounding)
 

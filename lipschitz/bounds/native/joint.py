@@ -1,10 +1,11 @@
-"""Bounds of the Jacobian that keep what a slope has to do with the input: planes instead of chords.
+"""Bounds of the Jacobian that keep how a slope depends on the input: planes instead of chords.
 
-The chord of ``h = g s`` takes the slope s for any number in its interval. On a smooth network
-``s = act'(z)`` and both factors have intervals of width O(eps) over a box of radius eps, so the
-planes around their product and the lines around ``act'`` are off by O(eps^2) only, and so is the
-whole bound: the excess over the true constant shrinks like eps^2 instead of eps (Laurel et al. 2023
-observe this for zonotopes). What a plane says about s goes on through the network to the input.
+The chord of ``h = g s`` lets the slope s be any number in its interval, independent of x. On a
+smooth network ``s = act'(z)`` and both factors have intervals of width O(eps) over a box of radius
+eps, so the planes around their product and the lines around ``act'`` are off by O(eps^2) only, and
+so is the whole bound: the excess over the true constant shrinks like eps^2 instead of eps (Laurel
+et al. 2023 observe this for zonotopes). What a plane says about s goes on through the network to
+the input.
 
 One row for each output bounds the norm, by the chord of ``|J_i|`` or ``J_i^2``; with few inputs
 every entry of the Jacobian has rows of its own besides. The weights of the planes and the slopes of
@@ -37,11 +38,14 @@ from lipschitz.problem import LocalProblem
 
 # What is noted where the time did not suffice.
 STAGE = "planes"
-# Inputs up to which every entry gets rows of its own.
+# Inputs up to which every entry gets rows of its own. A choice: the rows grow with the number of
+# inputs, and without them the bound of the norm is somewhat looser.
 _FEW_INPUTS = 8
-# Numbers that autograd keeps for each number of a nonlinear term, measured as peak memory.
+# Numbers that autograd keeps for each number of a nonlinear term. Measured as peak memory; on which
+# network is not on record. It only decides how many rows are bounded at once.
 _COPIES = 80
-# Chunks of rows may be larger than those of one pass: their steps repeat the same work.
+# Chunks of rows may take so many times the memory budget of a single pass, since the steps of the
+# optimisation use the same chunk again and again. A choice.
 _BUDGETS = 16
 
 

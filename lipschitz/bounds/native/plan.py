@@ -49,7 +49,7 @@ class Plan:
         biases: For every affine node with a bias, the bias as one flat vector of the node's size.
         magnitudes: For every affine node, the map with the magnitudes of its coefficients.
         largest: Number of elements of the largest node.
-        kept: What others have computed from the graph alone and want to find again.
+        kept: Cache of what other modules compute from the graph alone, by keys of their own.
     """
 
     def __init__(self, graph: Graph) -> None:

@@ -10,7 +10,7 @@ from lipschitz.bounds.native.memory.windows import by_tiles
 
 
 def needed_indices(mask: Tensor) -> Tensor:
-    """Flat coordinates that some box needs, by place: mask [B, *shape] to indices [K]."""
+    """Flat coordinates that some box needs, neighbours together: mask [B, *shape] to [K]."""
     return by_tiles(mask.flatten(1).any(0).nonzero()[:, 0], mask.shape[1:])
 
 

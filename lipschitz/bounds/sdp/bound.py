@@ -46,12 +46,17 @@ from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_grad
 from lipschitz.problem import LocalProblem
 from lipschitz.words import BOUND, INTERRUPTED, TIMEOUT
 
+# Outputs whose programs are solved in one batch. A choice: a true gradient that is found for one
+# may rule out others, which a larger batch would solve for nothing.
 _MOST_AT_ONCE = 16
-# Programs that take so many seconds are solved one by one, and to this gap at best: time is better
-# spent on the next output.
+# Programs expected to take more than so many seconds are solved one by one, and only to this
+# relative gap: time is better spent on the next output. Choices; ``solver_gap`` says what was left.
 _LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
+# Most of the time limit that the linear bounds may take, and most of what is then left that sampled
+# gradients may take. Choices: they matter only where the limit is too short for all.
 _SHARE_OF_LINEAR, _SHARE_OF_SAMPLING = 0.6, 0.25
-# Of the time of a program.
+# Share of a program's expected time that is kept for its first certificate. An estimate; what later
+# ones take is measured.
 _SHARE_OF_CERTIFICATE = 0.5
 
 

@@ -23,11 +23,13 @@ from lipschitz.bounds.sdp.warm import WarmStarts
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound
 
-# Above this size the sweeps are in float32.
+# Variables above which the sweeps are in float32. A choice: the certificate is in float64 anyway.
 _DOUBLE_UP_TO = 96
-# Matrices of a program's size that are alive at once.
+# Float64 matrices of a program's size that are alive at once: an estimate, for what fits in memory.
 _COPIES = 6
-# A program over one matrix product of its size, in time (measured at 1,419 and 4,140 variables).
+# Seconds of a program over those of one matrix product of its size, measured on programs of 1,419
+# and 4,140 variables. The product is timed on this machine, at the size below at most, and scaled
+# up.
 _PRODUCTS_PER_PROGRAM = 1.4
 _MEASURED_SIZE = 512
 
@@ -51,7 +53,8 @@ class Effort:
 
 
 # Sweeps before the first certificate; their number doubles before each further one. A certificate
-# costs the cube of the size, so of large programs it pays to be surer.
+# costs the cube of the size, so a large program is certified after more of them. Choices: only
+# speed depends on them.
 _FEWEST_SWEEPS, _VARIABLES_PER_SWEEP = 12, 20
 
 

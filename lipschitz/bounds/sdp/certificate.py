@@ -1,8 +1,9 @@
 """The bound that any multipliers give, and the only place where it is computed.
 
-Let y be the variables of a true point, in the terms of :mod:`lipschitz.bounds.sdp.dual`; all
-squares that d belongs to are at most 1 there and all products at least 0. With multipliers ``d``
-(at least 0 except at the constant, where the constraint is an equality) and ``c >= 0``
+Let y be the program's variables at a point of the box, in the notation of
+:mod:`lipschitz.bounds.sdp.dual`. There ``y_i^2 <= 1`` for all variables, with multipliers d, and
+``C_k(y) >= 0`` for all products, with multipliers c. All multipliers are at least 0 except that of
+the constant, whose constraint is an equality. Then
 
     norm <= norm + sum_i d_i (1 - y_i^2) + sum_k c_k C_k(y) = sum_i d_i - y . Z y
          <= sum_i d_i  +  |y|^2 max(0, -lambda_min(Z)),
@@ -31,12 +32,14 @@ from torch import Tensor
 from lipschitz.bounds.sdp.dual import Multipliers, dual_matrix
 from lipschitz.bounds.sdp.program import Program
 
+# Unit roundoff of float64.
 _UNIT = 2.0**-53
-# The J and g of the unit vectors have themselves been rounded, in float64.
+# Part of the bound added for rounding in the J and g of the unit vectors; not proved.
 _RELATIVE_SLACK = 1e-10
-# The first shift tried costs this share of the bound, each further one so many times more; of large
-# matrices the trials are dear. One more trial is given to what passed: a tenth if at once, a half
-# if a quarter has failed.
+# The first shift tried adds this share of the bound, each further one ``_GROWTH`` times as much.
+# Large matrices begin with a larger share, since each trial is a Cholesky factorisation. What has
+# passed gets one more trial with a smaller shift: a tenth of it if the first trial passed, else a
+# half. Choices: a shift that is larger than necessary makes the bound looser by it, never wrong.
 _FIRST_SHARE = 1e-4
 _LARGE, _FIRST_SHARE_OF_LARGE = 1024, 1e-3
 _GROWTH = 4.0

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Relative rounding within which a vector counts as inside a constraint.
+# Relative rounding within which a vector counts as inside a constraint, for sweeps in float32 too.
+# A choice: if it is off the multipliers are worse, and the certificate says so.
 _ROUNDING = 1e-6
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from lipschitz.bounds.sdp.sweeps import Sweeps
 from lipschitz.problem import LocalProblem
 
+# Steps of ascent, and activation patterns tried: the mean and seven draws. Choices: fewer may find
+# smaller gradients, which makes lower bounds worse, never wrong.
 _STEPS = 24
 _DRAWS = 8
 
@@ -36,7 +38,7 @@ def wanted_slopes(sweeps: Sweeps) -> tuple[Tensor, Tensor]:
 
 
 def _paid(sweeps: Sweeps) -> Tensor:
-    """What the bound pays for not knowing each t, by box and by product, [B, M].
+    """What the constraints of each t add to the bound, multiplier times slack, [B, M].
 
     Both vanish where the mean says that ``theta`` is 0 or 1.
     """

@@ -6,11 +6,12 @@ The constraints of one t, given its g, are two balls, and a whole layer's t do n
 in any product, so they are all set to their best at once (the mixing method of Wang, Chang and
 Kolter 2017 does so one by one, for a single kind of constraint). A sweep goes back through the
 network, as the Jacobian does: every t is set to its best for its g, and at the input every u for
-its J. Then it goes forward with how much each J counts, which is u, and gathers on the way how much
-each t counts; a product constraint adds ``c t`` to how much g counts, with the multiplier c that
-the closed form gives (:mod:`lipschitz.bounds.sdp.closed_forms`). A fixed point satisfies the
-optimality conditions of the program, and its multipliers are the dual's. Nothing promises that it
-is reached, or that it is the largest one; what the multipliers prove is certified apart
+its J. Then it goes forward with how much each J counts, which is its coefficient u in the
+objective, and gathers on the way how much each t counts, the coefficient of t; a product constraint
+adds ``c t`` to how much g counts, with the multiplier c that the closed form gives
+(:mod:`lipschitz.bounds.sdp.closed_forms`). A fixed point satisfies the optimality conditions of the
+program, and its multipliers are the dual's. Nothing promises that it is reached, or that it is the
+largest one; what the multipliers prove is certified apart
 (:mod:`lipschitz.bounds.sdp.certificate`). Sweeps may end in a cycle of two, so the multipliers
 given are the mean of the two latest (the bound is convex in them), and after a while every step is
 damped.
@@ -33,8 +34,8 @@ from lipschitz.bounds.sdp.closed_forms import Signs, best_between, best_signs
 from lipschitz.bounds.sdp.dual import Multipliers
 from lipschitz.bounds.sdp.program import Program
 
-# Components by the number of variables; more change nothing, fewer miss the optimum (measured
-# with 4, 6, 8, 12, 16 on programs of 131 to 1,419 variables).
+# Components R by the number of variables, up to each limit; more change nothing, fewer miss the
+# optimum (measured with 4, 6, 8, 12, 16 on programs of 131 to 1,419 variables).
 _RANKS = ((256, 8), (1024, 12))
 _LARGEST_RANK = 16
 

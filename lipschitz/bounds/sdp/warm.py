@@ -2,7 +2,7 @@
 
 The program of a child differs from its parent's by one variable and narrower intervals, that of a
 larger radius by wider ones and a few more variables. All that sweeps need to go on is how much
-every t counts.
+every t counts, its coefficient in the objective (:mod:`lipschitz.bounds.sdp.sweeps`).
 
 Shapes: B programs, R components, M neurons of the programs, N neurons of the network.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 from lipschitz.bounds.sdp.program import Program
 from lipschitz.bounds.sdp.sweeps import Sweeps, cold_weights
 
+# Most bytes and most records of remembered solutions. Choices: a program whose ancestor's solution
+# has been overwritten begins cold and takes more sweeps.
 _BYTES = 2**28
 _MOST_RECORDS = 2**15
 

@@ -1,7 +1,8 @@
 """The last step of a backward pass as one matrix, and l2 bounds of what it sends to the input.
 
-Let h be the cotangents behind every activation that the input reaches by affine maps alone. The
-gradient is ``A h`` plus a constant, and where h keeps to a box of radii ``rho`` around its centre,
+Let ``h = g * s`` be cotangent times slope at the activations that the input reaches by affine maps
+alone. The gradient is ``A h`` plus a constant, and where h keeps to a box of radii ``rho`` around
+its centre,
 
     || A (h - centre) ||_2^2  <=  min( ||A||_2^2 ||rho||_2^2,  rho^T |A^T A| rho ).
 
@@ -21,7 +22,8 @@ from lipschitz.bounds.native.plan import Plan
 from lipschitz.norms import Measure, spectral_norm_bound
 from lipschitz.rounding import guard
 
-# Numbers of the dense matrix, and of its product with itself, that are worth their memory.
+# Largest A and largest ``A^T A``, in numbers (64 MB each in float64). Choices: without ``A^T A``
+# only the first of the two bounds is there, without A neither.
 _LARGEST_MATRIX, _LARGEST_GRAM = 2**23, 2**23
 
 

@@ -48,7 +48,8 @@ class NormBounds:
     coefficients: dict[int, Tensor]
 
 
-# Share of the time that is kept for the last pass, one row per output.
+# Share of the time left that is kept for the bound of the norm itself, a pass of one row per
+# output. A choice: without that pass the norm is as loose as the entries' intervals.
 _SHARE_OF_NORM = 0.1
 STAGE, ENTRIES, NORM = (
     "linear bounds of cotangents",
@@ -132,7 +133,7 @@ def norm_bounds(
     lines: dict[int, Lines] = {}
 
     inner, work = clock.part(1 - _SHARE_OF_NORM), {}
-    if clock.is_limited:  # rows times the length of their way
+    if clock.is_limited:  # rows of a layer, times nodes between it and the output
         work = {i: (len(graph.nodes) - i) * _open_neurons(slopes[i]) for i in plan.activations}
         work[0] = len(graph.nodes) * graph.input_shape.numel()
 
@@ -158,7 +159,7 @@ def norm_bounds(
         if node.affine is None:
             slope = slopes[index]
             uncertain = slope.lower != slope.upper
-            # The l2 norm looks at the first layer's cotangents themselves.
+            # FirstLayer, for L2, needs g of every first-layer neuron that may be switched on.
             wanted = uncertain
             if first is not None and index in first.activations:
                 wanted = (slope.lower != 0) | (slope.upper != 0)

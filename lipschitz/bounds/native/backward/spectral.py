@@ -27,7 +27,9 @@ from lipschitz.norms import Measure, spectral_norm_bound, upper_magnitude
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard
 
-# Numbers of a layer's matrix that are worth a singular value of their own on every box.
+# Largest matrix of an affine map, in numbers, whose spectral norm is computed anew on every box,
+# for the neurons that can be switched on there. A choice: larger maps keep their norm of all
+# neurons.
 _LARGEST_MATRIX = 2**18
 
 
@@ -40,7 +42,7 @@ def _length(matrices: Tensor, measure: Measure) -> Tensor:
 
 
 class _Layers:
-    """Norms of affine maps between the neurons that a box leaves alive."""
+    """Norms of affine maps between neurons that are alive: whose slope is not 0 on all of a box."""
 
     def __init__(self, plan: Plan, slopes: dict[int, Interval]) -> None:
         self.plan, self.nodes = plan, plan.graph.nodes

@@ -29,7 +29,8 @@ from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
 
-# Rows times the widest layer that tighter intervals of deep tangents are worth; a few seconds.
+# Largest work, in rows times numbers of the widest node, for which CROWN bounds the tangents at a
+# deeper layer: some seconds. A choice: beyond it these keep interval arithmetic, which is looser.
 _LARGEST_WORK = 2 * 10**8
 STAGE = "columns of the Jacobian"
 

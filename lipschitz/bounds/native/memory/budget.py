@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 # Copies of the widest tensor that one pass holds at its peak: the rows, their positive part, two
-# products and the next node's rows.
+# products and the next node's rows. Counted, not measured: a wrong number costs memory or speed.
 _COPIES = 6
-# On a CPU chunks that leave the cache are up to seven times slower (page faults of fresh memory).
+# Bytes of one chunk on a CPU. Chunks that leave the cache were up to seven times slower (page
+# faults of fresh memory); on which network and machine is not on record.
 _CPU_CHUNK = 16 * 2**20
-# On a GPU enough rows to fill it; with many more, neighbours in space no longer share a window.
+# Bytes of one chunk on a GPU, a guess: enough rows to fill it, and not so many that the rows of a
+# chunk share no small window (see ``windows``).
 _CUDA_CHUNK = 2 * 2**30
 
 

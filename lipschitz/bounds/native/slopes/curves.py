@@ -6,7 +6,7 @@ in its slope interval, and the intercept follows from the slope
 of an intercept by its slope is minus the point where the line touches, so the derivative of a row's
 bound is its coefficient times how far the attaining value is from there.
 
-Shapes: B boxes, K rows, as in :mod:`lipschitz.bounds.native.passes`.
+Shapes: B boxes, K rows, as in :mod:`lipschitz.bounds.native.forward.value_pass`.
 """
 
 from __future__ import annotations

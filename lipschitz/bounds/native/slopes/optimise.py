@@ -28,9 +28,11 @@ from lipschitz.bounds.native.slopes.curves import CurveSlopes
 from lipschitz.network.activations import PiecewiseLinear
 
 # Tensors of one row's widest node that an optimisation step holds: slopes, Adam's two moments,
-# the recorded coefficients, the attaining values and the work of one pass.
+# the recorded coefficients, the attaining values and the work of one pass. Counted, not measured:
+# it only decides how many rows are optimised at once.
 _COPIES = 14
-# With curved activations also two slopes with moments, and the candidates for where lines touch.
+# The same with curved activations: also two slopes with moments, and the candidates for the points
+# at which lines touch.
 _CURVE_COPIES = 40
 
 STAGE = "slope optimisation"
@@ -38,7 +40,10 @@ STAGE = "slope optimisation"
 
 @dataclass(frozen=True)
 class SlopeSearch:
-    """How slopes are optimised.
+    """How slopes are optimised. Any slopes in their range are sound; the numbers decide how tight.
+
+    The first step of one half lets a ReLU's slope reach either end of [0, 1] at once, where most of
+    the best slopes are. The other numbers are choices.
 
     Attributes:
         steps: Largest number of Adam steps per layer; 0 leaves plain CROWN, intersected with

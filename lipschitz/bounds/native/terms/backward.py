@@ -33,7 +33,8 @@ def upper_bound(
         coefficients: [B, K, *shape of the term].
         constants: Values of the constant terms, [B, *shape].
         box: Centre and radius of the boxes, [B or 1, *input_shape].
-        shares: What is free, of every row; the middle or the lines of least area if missing.
+        shares: Free weights of planes and slopes of lines, of every row; where missing, a weight
+            of one half and the lines of least area.
 
     Returns:
         [B, K].

@@ -1,4 +1,4 @@
-"""Lines around unary functions and planes around products, with what is free in them.
+"""Lines around unary functions and planes around products, with their free parameters.
 
 A product ``h = v g`` of values in ``[v_l, v_u]`` and ``[g_l, g_u]`` lies below both of
 
@@ -26,7 +26,8 @@ from lipschitz.network.derivative import Terms
 from lipschitz.relaxation import LineBounds
 from lipschitz.rounding import guard
 
-# Shares of the way through a range, of every row: by (term, which one).
+# Free parameters of every row, each as a share in [0, 1] of the way through its range. Keys are the
+# term and which parameter: the "weight" of a plane, or the slope of the line "below" or "above".
 Shares = dict[tuple[int, str], Tensor]
 
 
