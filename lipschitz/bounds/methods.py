@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 LOCAL, GLOBAL = "local", "global"
 UPPER, EXACT_IN_TIME, LOWER = "upper bound", "exact given time", "lower bound"
-# Of the time of a method that finds no true gradients itself.
+# Share of the time limit for the upper bounds of methods that find no true gradients themselves;
+# the rest is for sampling these. A choice: it matters only where the limit is too short for both.
 _SHARE_OF_UPPER = 0.75
 # ||J||_1 <= sqrt(D) ||J||_2 for D inputs.
 FROM_L2 = "L2 x sqrt(D)"
