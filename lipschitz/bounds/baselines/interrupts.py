@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Seconds within which Ctrl-C is seen. A choice: short to a user, long to a processor.
+# Seconds within which Ctrl-C is seen. A choice: a shorter wait only wakes the process more often.
 _POLL_SECONDS = 0.1
 
 
