@@ -30,7 +30,8 @@ CASES: list[tuple[Network, float]] = [
     (MNIST_CNN, 0.01),
     (MNIST_CNN, 0.05),
 ]
-# The paper's search: engine A's bounds, one neuron split per subdomain by the area score.
+# Engine -> options of the search. That of auto_lirpa is the paper's: every subdomain is split at
+# one neuron, chosen by the area score.
 SEARCHES = {
     "native": BranchOptions(),
     "auto_lirpa": BranchOptions(heuristic="area", branch="relu"),

@@ -31,7 +31,7 @@ NETWORKS = {
 }
 RADII = (0.02, 0.05, 0.1, 0.2)
 IMAGE_RADII = (0.01, 0.05)
-# Name -> arguments of Prepared, given the seconds there are.
+# Name -> a function from the time limit in seconds to the arguments of Prepared.
 METHODS = {
     "crown": lambda seconds: {"method": "crown", "engine": "native"},
     "alpha": lambda seconds: {"method": "alpha"},

@@ -8,11 +8,12 @@ from typing import Any
 
 from utils import significant
 
+# Advice is given where the bound is this many times the true gradient. A choice.
 _FAR = 10.0
 # Options that only some methods have; the command that is suggested goes without them.
 _OF_A_METHOD = ("--method", "--engine", "--timeout", "--ob-iteration", "--ob-lr", "--tolerance")
 _SWITCHES = ("--no-optimize",)
-_LONGER = 10  # times the time there was
+_LONGER = 10  # the suggested --timeout, in multiples of the one that was too short; a choice
 
 
 def advice(args: Namespace, argv: list[str], row: dict[str, Any], called: str) -> str | None:

@@ -24,7 +24,9 @@ try:
 except ImportError:  # not a Unix: two runs on one file are then the user's care
     fcntl = None
 
-_TRIES = 20  # to read the holder's name, which is written just after the lock is taken
+# Attempts to read the holder's name, 10 ms apart: it is written just after the lock is taken. A
+# choice: after the last one the message goes without the name.
+_TRIES = 20
 
 
 class Tidied(NamedTuple):

@@ -14,7 +14,7 @@ from commands.row_schema import identity
 from lipschitz.errors import InputError
 from lipschitz.words import ERROR, INTERRUPTED
 
-# How much an answer is worth; the others are complete.
+# Which of two rows of one example is kept: the one of larger worth. Any other status is complete.
 _WORTH = {ERROR: 0, INTERRUPTED: 1}
 _COMPLETE = 2
 

@@ -17,6 +17,7 @@ from utils import duration, significant, versions
 if TYPE_CHECKING:
     from commands.network import Network
 
+# Version of the table of names in ``row_schema``, written into every row.
 SCHEMA = 1
 
 

@@ -17,6 +17,7 @@ from models.checkpoint import Checkpoint, save_checkpoint
 from models.conversion import cnn_to_mlp
 from utils import versions
 
+# Most processes that read batches. A choice: only speed depends on it.
 _MAX_WORKERS = 4
 
 

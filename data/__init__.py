@@ -40,7 +40,8 @@ _REGISTRY: dict[str, tuple[DataSpec, Callable[..., Any]]] = {
         (tabular.SPEC, tabular.load),
     )
 }
-# The paper's code has two names for its synthetic data; here the model decides on the shape.
+# Other names that are understood. The paper's code has two names for its synthetic data, one for
+# each shape; here the model decides on the shape.
 _ALIASES = {"simpledata": "simple", "simplecnn": "simple", "cifar10": "cifar"}
 
 

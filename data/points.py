@@ -18,7 +18,8 @@ from lipschitz.errors import InputError
 from lipschitz.problem import middle_of
 from utils import numbers
 
-# The paper's code cuts the box to these pixels, that is, hardly; --input-clipping to the data's.
+# Pixels that boxes are cut to, as in the paper's code. The range is so wide that it hardly cuts
+# anything; with --input-clipping boxes are cut to the data's own range instead.
 _WIDE_PIXEL_RANGE = (-1.0, 2.0)
 
 

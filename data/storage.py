@@ -13,6 +13,7 @@ from pathlib import Path
 from lipschitz.errors import InputError
 from utils import atomic_write_bytes
 
+# Longest silence of a server during a download. A choice.
 _TIMEOUT_SECONDS = 30
 
 

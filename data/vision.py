@@ -20,7 +20,7 @@ from lipschitz.errors import InputError
 from models.torchvision_compat import import_torchvision
 
 TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
-# The download script unpacks beside itself, unless told otherwise.
+# Where the download script of Tiny ImageNet unpacks, its own folder, unless told otherwise.
 _SCRIPT_FOLDER = Path(__file__).resolve().parent / "tinyImageNet"
 
 MNIST = DataSpec(

@@ -22,7 +22,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "*", "d", "8", "H")
 _LINES = ("-", "--", "-.")
 _MOST_COLUMNS, _PANEL, _MOST_TICKS = 3, (3.9, 3.1), 8
-_WIDE = 5  # from this ratio on an axis is logarithmic
+_WIDE = 5  # an axis whose largest value is above this times its smallest is logarithmic
 _BOUND = "local Lipschitz constant\n(per unit of the network's input)"
 _TRUE = {
     "color": "black",

@@ -27,7 +27,7 @@ from utils import atomic_write_bytes, run_cli
 # job took longer than it may.
 REFUSED, CRASHED, TOO_LONG = "refused", "crashed", "too_long"
 
-# Where a job writes, and which example it takes, does not make it another group.
+# Options in which the jobs of one group may differ: where a job writes, which example it takes.
 _NOT_OF_THE_GROUP = ("--start", "--trace")
 _NOT_OF_THE_RESULT = ("--trace",)
 _OURS = ("--output", "--csv")

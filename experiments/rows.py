@@ -20,7 +20,7 @@ from experiments.units import Units, units_of
 from lipschitz.errors import InputError
 from lipschitz.words import ERROR
 
-# What stands in a table for the same thing said at more length: another norm, made comparable.
+# Method -> its name in tables. Those that bound the L2 constant say how it became one of Linf.
 _LABELS = {
     "lipsdp": "lipsdp (global L2 x sqrt(D))",
     "eclipse": "eclipse (local L2 x sqrt(D))",
@@ -45,7 +45,7 @@ METHOD_ORDER = (
 )
 GROUP = ["data", "network", "method", "eps"]
 _NAMED_SIZE = re.compile(r"(?P<family>.*\b(?P<axis>width|depth))[ =](?P<size>\d+)(?P<rest>.*)")
-# These make another result of the same example, when rows do not name their run.
+# Settings that tell two results of one example apart, where rows do not name their run.
 _SETTINGS = ["weights", "engine", "optimize"]
 
 

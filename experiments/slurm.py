@@ -20,8 +20,10 @@ from experiments.workers import Patience, run_here, slots_of, visible_gpus
 from lipschitz.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+# Seconds between two looks at the jobs of the cluster. A choice.
 _POLL_SECONDS = 1.0
-# So that a slow share does not keep the others waiting long.
+# Parts that a node's work is cut into, so that a slow one does not keep the others waiting long. A
+# choice.
 _SHARES_PER_NODE = 4
 # Options that submitit knows under the same name for every cluster.
 _COMMON = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "name")

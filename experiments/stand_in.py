@@ -23,6 +23,7 @@ from models import ModelSpec, model_spec
 from train_model import TrainingOptions, train
 from utils import Parser, atomic_write_bytes, parse_params, run_cli, set_seed
 
+# Test examples that are written to the file of points.
 _POINTS = 10
 
 

@@ -34,7 +34,9 @@ from experiments.jobs import (
 )
 from experiments.machine import processors
 
+# Seconds between two looks at the workers: a request to stop is seen within them. A choice.
 _POLL_SECONDS = 0.1
+# Seconds that a worker may take to import torch and the rest. A choice, generous for slow disks.
 _STARTING_SECONDS = 300.0
 
 

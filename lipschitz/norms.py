@@ -23,7 +23,8 @@ from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import guard, raise_upper_bound
 from lipschitz.words import Asked
 
-# Numbers of a matrix up to which singular values themselves cost little.
+# Largest matrix, in numbers, whose singular values are computed. A choice: larger ones go through
+# the eigenvalues of their product with themselves, which is faster and has a larger margin.
 _LARGEST_SVD = 2**14
 
 
@@ -81,7 +82,8 @@ def _interval_operator_norm(norm: str, lower: Tensor, upper: Tensor) -> Tensor:
         return raise_upper_bound(NORMS[norm].of_matrices(largest))
     lower, upper = lower.double(), upper.double()
     centre = (lower + upper) / 2
-    # Whatever rounding has left outside centre +- radius is far below the margin.
+    # Rounding may leave ends of the interval outside centre +- radius, by far less than the margin
+    # that is added to the bound.
     radius = torch.maximum(upper - centre, centre - lower)
     around = spectral_norm_bound(centre) + spectral_norm_bound(radius)
     bound = torch.minimum(spectral_norm_bound(largest), around)

@@ -53,7 +53,11 @@ _ELEMENTWISE = frozenset(
     }
 )
 _DROPOUT = frozenset({nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout})
+# Unit vectors sent through a layer at once to read its matrix off. A choice: only memory and speed
+# depend on it.
 _UNIT_VECTORS_AT_ONCE = 256
+# Random inputs on which the MLP is compared with the network, and the largest relative difference.
+# Choices: they catch a wrong conversion, and leave room for another order of summation.
 _CHECK_POINTS = 8
 _RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 

@@ -10,7 +10,8 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 
-# The top-level modules of these commands, and their folder. A user may have any of them too.
+# The folder of these commands, and their top-level modules: names that a user's own files may have
+# too.
 _HERE = Path(__file__).resolve().parents[1]
 OURS = ("main", "train_model", "bab", "utils", "commands", "models", "data", "experiments")
 

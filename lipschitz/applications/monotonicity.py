@@ -95,7 +95,8 @@ def run_monotonicity(
         InputError: A feature or class that does not exist, an empty range, a wrong shape.
     """
     results: list[EntrySign] = []
-    # In the network's precision from here on: whole numbers would cut off the ends of a range.
+    # Converted to the network's precision first: in a tensor of whole numbers the ends of a
+    # feature's range would be cut to whole numbers.
     examples = tensor_of("points", points).to(device=graph.device, dtype=graph.dtype)
     if examples.dim() != len(graph.input_shape) + 1:
         raise InputError(

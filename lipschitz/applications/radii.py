@@ -114,7 +114,7 @@ def margins_at(problem: LocalProblem) -> Tensor:
     if not bool(torch.isfinite(margins).all()):
         raise InputError("the outputs at the example are not finite numbers: check the input")
     last = len(graph.nodes) - 1
-    if graph.nodes[last].affine is None:  # no output moves more than what it is a function of
+    if graph.nodes[last].affine is None:  # an activation, which moves no more than its input
         last = graph.nodes[last].parents[0]
     rounding = forward_intervals(graph, centre, centre).rounding[last]
     return margins - (rows.abs() * rounding.double()).sum(1)
@@ -203,8 +203,8 @@ def certify_example(
             if reached <= eps:
                 outside, nearest = eps, names[int(row)]
             elif eps == outside:
-                break  # the largest radius of interest
-            # Between what is certified and what is not: their geometric mean.
+                break  # certified up to the largest radius asked for
+            # Next, the geometric mean of the certified radius and the least one that failed.
             eps = (radius * outside) ** 0.5 if radius > 0 else outside / 2
     return CertifiedRadius(
         radius,

@@ -35,11 +35,13 @@ INCREASING, DECREASING, CONSTANT = "increasing", "decreasing", "constant"
 NEITHER, UNDECIDED = "neither", "undecided"
 VERDICTS = (INCREASING, DECREASING, CONSTANT, NEITHER, UNDECIDED)
 
-# With so few inputs free the box itself is cut, else neurons are split.
+# With up to this many free inputs the box itself is cut, with more neurons are split. A choice:
+# only speed, and what is left undecided, depend on it.
 _FEW_INPUTS = 3
-# Of each kind of point at which gradients are looked at.
+# Points of each kind (random ones, corners, the diagonal) at which gradients are looked at. A
+# choice: with fewer, more entries are left to the search.
 _SAMPLES = 65
-# The node of a restricted network that is the input of the whole one.
+# Index of the node, in a network restricted to a few inputs, that is the whole network's input.
 _LAST_OF_EMBEDDING = 2
 
 _Query = tuple[int, int, int]  # row, flat index of the entry, sign

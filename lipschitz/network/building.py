@@ -270,7 +270,7 @@ class Builder:
             return self._module(node, self.modules[node.target], args, kwargs, result)
         try:
             return self._function(node, names, args, kwargs, result)
-        except (TypeError, AttributeError) as error:  # other arguments than its rule has
+        except (TypeError, AttributeError) as error:  # arguments its rule does not take
             raise NotImplementedError(f"not in this form: {first_line(error)}") from error
 
     def _function(

@@ -106,7 +106,7 @@ def comparisons(
         The levels, from the entries on; at least one.
     """
     levels: list[Comparison] = []
-    # Entries that are there first, in order.
+    # The entries that a window has come first, in their order; places without one (-1) come last.
     order = (windows < 0).to(torch.int8).argsort(dim=1, stable=True)
     current, shape = windows.gather(1, order), torch.Size(input_shape)
     while current.shape[1] > 1 or not levels:
@@ -114,7 +114,7 @@ def comparisons(
             current = torch.cat([current, torch.full_like(current[:, :1], -1)], dim=1)
         first, second = current[:, ::2], current[:, 1::2]
         present, paired = first >= 0, second >= 0
-        # The first entry is there in any case; where there is no second one it is the maximum.
+        # A pair always has its first entry; where it has no second one, the first is the maximum.
         pairs = torch.cumsum(paired.flatten(), 0).reshape(paired.shape) - 1
         last = current.shape[1] == 2
         after = torch.Size(output_shape) if last else torch.Size((int(present.sum()),))

@@ -25,9 +25,11 @@ from lipschitz.relaxation import LineBounds, chord_slope
 # Units in the last place by which a computed slope or value may be off; elementary functions of
 # torch are within 2 to 4 of them.
 _SLOPE_UNITS, _VALUE_UNITS = 16, 8
-# Products of what has underflowed may miss this many smallest normal numbers.
+# What is added to a slope's margin where factors may have underflowed, in smallest normal numbers
+# of the dtype. Chosen large; no derivation or measurement of it is on record.
 _UNDERFLOW = 1e6
-# Steps towards the line that leaves the least area; each at least halves the distance left.
+# Steps towards the line that leaves the least area; each at least halves the distance left. A
+# choice: with fewer the lines are looser, never wrong.
 _LINE_STEPS = 4
 
 

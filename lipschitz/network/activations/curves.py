@@ -21,14 +21,20 @@ from lipschitz.network.activations.jets import formula_ends, jet
 from lipschitz.network.activations.piecewise import ELU
 from lipschitz.network.activations.smooth import Softplus
 
-# Curved activations are, to the last digit of float64, near enough to their limits from here on.
+# End of the grids below, in z times the activation's scale. A choice: tails that fall off like
+# exp(-|z|) are, to the last digit of float64, at their limits there.
 _REACH = 60.0
+# Points of the grid, between two ends, on which changes of sign are looked for. A choice: two
+# changes within one step of it would be missed.
 _GRID = 24_001
-# A sign change smaller than this share of the largest magnitude is rounding.
+# Values on the grid below this share of the largest one count as zero: their sign is rounding. A
+# choice, far above the unit of float64.
 _NOISE = 1e-11
-# Cells of the table of touching points, and points of the grid that it is read from.
+# Cells of the table of touching points, and points of the grid that it is read from. Choices: the
+# table is where Newton's method starts, so a coarser one makes lines looser, never wrong.
 _CELLS, _FINE = 16_384, 240_001
-# What ranges over all reals are widened by, of the largest magnitude: float32 rounds their ends.
+# Ranges over all reals are widened by this share of the largest magnitude, since float32 rounds
+# their ends: about eight of its units.
 _WIDER = 1e-6
 
 
@@ -107,7 +113,7 @@ def _zeros(function: Callable[[Tensor], Tensor], start: float, end: float) -> li
     z = torch.linspace(start, end, _GRID, dtype=torch.float64)
     values = function(z)
     values = torch.where(values.abs() > _NOISE * values.abs().max(), values, 0.0)
-    kept = values != 0  # an exact zero on the grid lies between two signs all the same
+    kept = values != 0  # zeros are left out; their neighbours show the change
     z, sign = z[kept], values[kept].sign()
     change = (sign[1:] != sign[:-1]).nonzero()[:, 0]
     lower, upper, rising = z[change], z[change + 1], sign[change + 1]
@@ -155,7 +161,7 @@ def curve(activation: Activation, order: int) -> Curve:
         )
         for before, z in enumerate(cuts)
     )
-    # What grows without bound is only the slope of the square.
+    # The square is the one activation here whose slope, its first derivative, is unbounded.
     is_bounded = order > 1 or math.isfinite(activation.slope_range[1])
     size, slope_size = (max(map(abs, found)) for found in (values, slopes))
     return Curve(
@@ -218,7 +224,8 @@ def touching(
     run = (slopes[right] - slopes[right - 1]).clamp(min=torch.finfo(torch.float64).tiny)
     share = ((wanted - slopes[right - 1]) / run).clamp(0, 1)
     points = torch.lerp(z[right - 1], z[right], share)
-    # Slopes of the far tail, and those that no point has, belong at the infinite end.
+    # The cells at the ends of the table stand for slopes of points beyond the grid, and for slopes
+    # that no point has: both belong at the piece's infinite end.
     first, last = (piece.end, piece.start)[:: piece.curvature]
     if math.isinf(first):
         points[0] = first

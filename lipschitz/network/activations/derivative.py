@@ -34,15 +34,18 @@ from lipschitz.network.activations.piecewise import ELU
 from lipschitz.network.activations.smooth import Softplus
 from lipschitz.relaxation import LineBounds, chord_slope
 
-# Units in the last place of the largest value by which formulas may be off, of what is bounded and
-# of its slope; measured are 3 and 8.
+# Units in the last place of the largest value by which formulas may be off: of the derivative that
+# is bounded, and of its slope, the next derivative. Measured were 3 and 8; tests hold all curved
+# activations to 4 and, at the third derivative, 10, in float32 on 40,002 points up to +-60.
 _VALUE_UNITS, _SLOPE_UNITS = 8, 16
-# Steps more towards the line of least area over intervals that are not of one piece; after these
-# two, gaps are within 0.01 % of what they converge to.
+# Further steps towards the line of least area, over intervals that reach into several pieces. After
+# two of them gaps were within 0.01 % of what they converge to; on which intervals is not on record.
+# Fewer make lines looser, never wrong.
 _LINE_STEPS = 2
 # Ends beyond it count as infinite: products with them might overflow.
 _FAR = {dtype: torch.finfo(dtype).max ** 0.5 for dtype in (torch.float32, torch.float64)}
-# How far one step of Newton's method may go, for an activation of the usual scale.
+# How far one step of Newton's method may go, in z times the activation's scale. A choice: a worse
+# touching point makes lines looser, never wrong.
 _LONGEST_STEP = 0.5
 
 
@@ -147,7 +150,7 @@ class Derivative(Activation):
         if self.order == 1:
             least, most = self.activation.slope_interval(lower, upper)
             if isinstance(self.activation, ELU) and self.activation.scale != 1:
-                # Of SELU, whose largest slopes are given by a number that float32 does not have.
+                # SELU: its largest slopes are multiples of a scale that float32 cannot represent.
                 unit = torch.finfo(lower.dtype).eps
                 least, most = least * (1 - unit), most * (1 + unit)
             return least, most
@@ -205,7 +208,8 @@ class Derivative(Activation):
         table = touching(self.activation, self.order, this, start.device, start.dtype)
         z = torch.clamp(table.near(slope), start, end)
         at = jet(self.activation, this.formula, z)
-        # Which way to go is known, where the next derivative is rounded away.
+        # The sign of the second derivative is the piece's curvature, even where its value rounds to
+        # zero; so the direction of the step is right there too.
         step = this.curvature * (slope - at(self.order + 1)) / at(self.order + 2).abs()
         longest = _LONGEST_STEP / self.curve.scale
         return torch.clamp(z + step.nan_to_num(0.0).clamp(-longest, longest), start, end)
@@ -271,7 +275,7 @@ class Derivative(Activation):
             is_met = ends.low < piece.end and ends.high > piece.start
             if side * piece.curvature <= 0 or not is_met:
                 continue
-            # Of an interval that lies elsewhere this is one of its ends.
+            # The part of [lower, upper] on this piece; where there is none, one of the two ends.
             start = lower if ends.low >= piece.start else lower.clamp(min=piece.start).min(upper)
             end = upper if ends.high <= piece.end else upper.clamp(max=piece.end).max(lower)
             z = self.touching_point(index, slope, start, end)
@@ -279,7 +283,7 @@ class Derivative(Activation):
             excess = side * (at(self.order + 1) - slope)
             gap = side * (at(self.order) - slope * z)
             gap = gap + torch.minimum(excess * (start - z), excess * (end - z))
-            if self.curve.breaks:  # elsewhere there is another formula
+            if self.curve.breaks:  # outside the piece its formula does not hold
                 gap = torch.where((lower < piece.end) & (upper > piece.start), gap, math.inf)
             offer(gap, z)
         return best, point

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lipschitz.network.activations.smooth import FAR, Smooth
 
+# Points in the table of each piece's slopes, and the |z| up to which the table goes. Choices: it
+# only finds where lines touch, so a coarser one makes them looser, never wrong.
 _KNOTS = 4096
 _REACH = 12.0
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lipschitz.network.activations.base import Activation
 
-# Beyond it the slope of every activation here is, to the last digit of float64, its limit.
+# Magnitude that exponents are clamped to, so that nothing overflows: exp(-1000) is 0 in float64.
 FAR = 1e3
 
 

@@ -74,7 +74,7 @@ class _Kernel(AffineMap):
         found = _CONVOLUTION[self.weight.dim() - 2](
             larger, self.weight, None, self.stride, self.padding, self.dilation, self.groups
         )
-        # It may also reach positions that only output padding has made.
+        # With output padding of the transposed convolution there may be further positions: cut off.
         for dim, size in enumerate(self._smaller[1:], start=2):
             found = found.narrow(dim, 0, size)
         return found

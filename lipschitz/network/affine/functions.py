@@ -63,7 +63,7 @@ def _named_padding(
         return input, (0,) * len(kernel)
     extents = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if any(extent % 2 for extent in extents):
-        # As torch does it: the odd one comes after.
+        # As torch does it: where the padding is odd, the extra entry comes at the end.
         pads = [pad for e in reversed(extents) for pad in (0, e % 2)]
         sizes = [size + e % 2 for size, e in zip(input.shape[1:], extents, strict=True)]
         shape = torch.Size((input.shape[0], *sizes))
@@ -251,7 +251,7 @@ _IDENTITIES = "contiguous clone alias lift_fresh_copy to type float double cpu c
 _DROPOUTS = (
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
 )
-# Moving, repeating, leaving out, averaging and summing; filling in constants.
+# Functions that move, repeat, leave out, average or sum entries, or fill in constants.
 _POSITIVE = """
     cat concat concatenate stack hstack dstack column_stack
     permute transpose swapaxes swapdims movedim moveaxis mT adjoint flip fliplr roll rot90
@@ -290,14 +290,14 @@ FUNCTION_RULES: dict[str, FunctionRule] = {
     ),
 }
 
-# Their results are tuples of parts of their input.
+# Functions whose result is a tuple of parts of their input.
 _SPLITS = """
     chunk split unbind tensor_split split_with_sizes hsplit dsplit
     unsafe_chunk unsafe_split unsafe_split_with_sizes
 """
 SPLITS = frozenset(_SPLITS.split())
 
-# What they return does not depend on the values of their input.
+# Functions and attributes whose result does not depend on the values of their input.
 _METADATA = """
     size dim ndimension numel nelement stride element_size is_floating_point is_contiguous
     get_device sym_size sym_numel shape ndim dtype device layout is_cuda _assert_tensor_metadata
@@ -305,7 +305,7 @@ _METADATA = """
 """
 METADATA = frozenset(_METADATA.split())
 
-# Of a second argument these read no more than that.
+# Functions that read only the shape, dtype or device of their second argument.
 LIKE_ANOTHER = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 
 _DIVIDES = "it divides by a function of the input"

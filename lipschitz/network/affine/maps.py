@@ -55,10 +55,11 @@ class Positive(AffineMap):
         self.bias = offset
 
     def linear(self, *inputs: Tensor) -> Tensor:
-        # What is the same for the whole batch may come as a batch of one.
+        # An input that is the same for the whole batch may come as a batch of one.
         batch = next((len(value) for value in inputs if len(value) != 1), 1)
         output = self.operation(*(value.expand(batch, *value.shape[1:]) for value in inputs))
-        # No rounding: a number moved here meets a zero, a constant meets itself.
+        # The difference is exact: where the operator moves an input to, the offset is zero; where
+        # it fills in a constant, output and offset are the same number.
         return output if self.offset is None else output - self.offset
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> AffineMap:

@@ -97,5 +97,5 @@ def _why(path: Path, error: Exception) -> str:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/data.pkl") for name in archive.namelist()):
                 return ": torch.save wrote it; weights alone go with a model, as .pth"
-    # Of most files torch says no more than that its log, which is silent, tells the reason.
+    # For most files torch only refers to warnings in its log, which is silenced here.
     return "" if "warnings above" in str(error) else f" ({first_line(error)})"

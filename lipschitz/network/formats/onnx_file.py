@@ -62,7 +62,7 @@ class OnnxNetwork(nn.Module):
         """The file's output; the batch dimension comes first and may have any size."""
         values: dict[str, Any] = {"": None, self.input_name: x}
         for name, attribute in self.constant_names.items():
-            # Not by their attributes, which torch.fx replaces by symbols without a value.
+            # Not by getattr: torch.fx replaces attributes by symbols without a value.
             kind = self._parameters if attribute in self._parameters else self._buffers
             values[name] = kind[attribute]
         for step in self.steps:
