@@ -114,7 +114,7 @@ def margins_at(problem: LocalProblem) -> Tensor:
     if not bool(torch.isfinite(margins).all()):
         raise InputError("the outputs at the example are not finite numbers: check the input")
     last = len(graph.nodes) - 1
-    if graph.nodes[last].affine is None:  # an activation, which moves no more than its input
+    if graph.nodes[last].affine is None:  # an activation: the guard of its input is taken
         last = graph.nodes[last].parents[0]
     rounding = forward_intervals(graph, centre, centre).rounding[last]
     return margins - (rows.abs() * rounding.double()).sum(1)
