@@ -279,7 +279,7 @@ def use_threads_that_pay(numbers_per_operation: int) -> None:
     Args:
         numbers_per_operation: Size of the largest tensor that one operation works on.
     """
-    # 100,000 numbers: a choice, not measured. Only speed depends on it.
+    # 100,000 numbers: a choice, no measurement is on record. Only speed depends on it.
     if numbers_per_operation < 100_000 and "OMP_NUM_THREADS" not in os.environ:
         import torch
 
