@@ -26,7 +26,7 @@ from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
 from lipschitz.bounds.native.memory.budget import default_memory_budget, take
-from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.plan import Plan, unit_rows
 from lipschitz.bounds.native.terms.backward import upper_bound
 from lipschitz.bounds.native.terms.intervals import term_intervals
 from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares
@@ -41,6 +41,9 @@ STAGE = "planes"
 # Inputs up to which every entry gets rows of its own. A choice: the rows grow with the number of
 # inputs, and without them the bound of the norm is somewhat looser.
 _FEW_INPUTS = 8
+# Cotangents of a layer get rows of their own up to this product of boxes, neurons and numbers of
+# nonlinear terms. A choice: about a second on one core.
+_LARGEST_TIGHTENING = 10**8
 # Numbers that autograd keeps for each number of a nonlinear term. Measured as peak memory; on which
 # network is not on record. It only decides how many rows are bounded at once.
 _COPIES = 80
@@ -114,13 +117,41 @@ class JointBound:
                 )
         self.intervals = term_intervals(self.terms, lower, upper, self.constants, known)
         self.box = ((lower + upper) / 2, (upper - lower) / 2)
+        self._size = sum(t.shape.numel() for t in self.terms.terms if t.is_product or t.function)
+        if search.steps:
+            for a in reversed(graph.activation_nodes):
+                if at_nodes.get(a) in known and self._tighten(at_nodes[a], known):
+                    self.intervals = term_intervals(self.terms, lower, upper, self.constants, known)
 
-    def upper_bounds(self, coefficients: Tensor) -> Tensor:
-        """Upper bounds of ``coefficients . gradient``: [B, K, *input_shape] to [B, K]."""
+    def _tighten(self, index: int, known: dict[int, Interval]) -> bool:
+        """Bound a cotangent by planes, in ``known``; False if that costs too much to pay."""
+        bounds = self.intervals.bounds[index]
+        count, size = len(bounds.lower), bounds.lower[0].numel()
+        if count * size * self._size > _LARGEST_TIGHTENING or self.clock.is_over:
+            return False
+        found = self.upper_bounds(_every_number(bounds.lower), index, steps=0)
+        above, below = (end.reshape(bounds.lower.shape) for end in found.chunk(2, dim=1))
+        known[index] = intersect(known[index], Interval(-below, above))
+        return True
+
+    def upper_bounds(
+        self, coefficients: Tensor, start: int | None = None, steps: int | None = None
+    ) -> Tensor:
+        """Upper bounds of ``coefficients . value of a term`` over all boxes.
+
+        Args:
+            coefficients: [B, K, *shape of the term].
+            start: The term, the gradient if None.
+            steps: Of the optimisation, those of the search if None.
+
+        Returns:
+            [B, K]; infinity where the time did not suffice.
+        """
+        start = self.gradient if start is None else start
+        steps = self.search.steps if steps is None else steps
         batch, rows = coefficients.shape[:2]
-        sizes = (t.shape.numel() for t in self.terms.terms if t.is_product or t.function)
-        copies = _COPIES if self.search.steps else _COPIES // 8
-        numbers = copies * sum(sizes) * coefficients.element_size()
+        copies = _COPIES if steps else _COPIES // 8
+        numbers = copies * self._size * coefficients.element_size()
         fit = max(1, _BUDGETS * self.budget // numbers)
         box_step, row_step = max(1, min(batch, fit // rows)), max(1, min(rows, fit))
         bounds = coefficients.new_full((batch, rows), torch.inf)
@@ -130,10 +161,10 @@ class JointBound:
             for k in range(0, rows, row_step)
         ]
         for part in self.clock.in_time(parts, STAGE):
-            bounds[part] = self._optimised(part[0], coefficients[part])
+            bounds[part] = self._optimised(part[0], coefficients[part], start, steps)
         return bounds
 
-    def _optimised(self, boxes: slice, coefficients: Tensor) -> Tensor:
+    def _optimised(self, boxes: slice, coefficients: Tensor, start: int, steps: int) -> Tensor:
         """The least bounds on the way, [B, K]."""
         intervals = replace(
             self.intervals,
@@ -143,19 +174,18 @@ class JointBound:
         relaxations = Relaxations(self.terms, intervals)
         constants = {i: take(value, boxes) for i, value in self.constants.items()}
         box = tuple(take(end, boxes) for end in self.box)
-        arguments = (relaxations, self.gradient, coefficients, constants, box)
-        if not self.search.steps:
+        arguments = (relaxations, start, coefficients, constants, box)
+        if not steps:
             return upper_bound(*arguments)
         shares: Shares = {}
-        for index, term in enumerate(self.terms.terms[: self.gradient + 1]):
+        for index, term in enumerate(self.terms.terms[: start + 1]):
             if term.is_product or term.function is not None:
                 shares |= relaxations.start(index, *coefficients.shape[:2])
         parameters = [share.requires_grad_() for share in shares.values()]
         adam = torch.optim.Adam(parameters, lr=self.search.learning_rate)
         best = coefficients.new_full(coefficients.shape[:2], torch.inf)
         idle = 0
-        steps = range(self.search.steps + 1)
-        for step in self.clock.without_notes().in_time(steps):
+        for step in self.clock.without_notes().in_time(range(steps + 1)):
             with torch.enable_grad():
                 found = upper_bound(*arguments, shares)
                 improved = torch.fmin(best, found.detach())
@@ -163,7 +193,7 @@ class JointBound:
                 least = self.search.least_gain * float(improved.abs().sum())
                 idle = idle + 1 if gained <= least else 0
                 best = improved
-                if step == self.search.steps or idle == self.search.patience:
+                if step == steps or idle == self.search.patience:
                     break
                 adam.zero_grad()
                 found.sum().backward()
@@ -272,9 +302,13 @@ def with_planes(
 
 def entry_bounds(joint: JointBound, entries: Interval) -> Interval:
     """Intervals of every entry of the Jacobian by planes, within those known: [B, *input_shape]."""
-    count, size = len(entries.lower), entries.lower[0].numel()
-    eye = torch.eye(size, dtype=entries.lower.dtype, device=entries.lower.device)
-    rows = torch.cat([eye, -eye]).reshape(1, 2 * size, *entries.lower.shape[1:])
-    found = joint.upper_bounds(rows.expand(count, *rows.shape[1:]))
+    found = joint.upper_bounds(_every_number(entries.lower))
     above, below = (end.reshape(entries.lower.shape) for end in found.chunk(2, dim=1))
     return intersect(entries, Interval(-below, above))
+
+
+def _every_number(like: Tensor) -> Tensor:
+    """Rows that pick each number of a tensor [B, *shape], then their negatives: [B, 2N, *shape]."""
+    shape = like.shape[1:]
+    rows = unit_rows(torch.arange(shape.numel(), device=like.device), shape, like)
+    return rows.expand(len(like), *rows.shape[1:])
