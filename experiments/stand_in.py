@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from commands.training import TrainingOptions, train
 from data import LabelledData, data_spec, load_data
 from models import ModelSpec, model_spec
-from train_model import TrainingOptions, train
 from utils import Parser, atomic_write_bytes, parse_params, run_cli, set_seed
 
 # Test examples that are written to the file of points.

@@ -1,6 +1,7 @@
 """The import order of the project: a file imports only from what stands above it."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,11 @@ def test_a_wrong_import_is_caught(tmp_path):
 def test_only_the_adapter_imports_auto_lirpa():
     users = {p.name for p in sources() if any(n.split(".")[0] == "auto_LiRPA" for n in imported(p))}
     assert users == {"compat.py"}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "experiments"])
+def test_every_script_can_be_imported(folder):
+    """They are run rarely; a name that has moved is noticed here."""
+    for path in sorted((ROOT / folder).glob("*.py")):
+        if path.name != "__init__.py":
+            importlib.import_module(f"{folder}.{path.stem}")

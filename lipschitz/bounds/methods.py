@@ -91,7 +91,7 @@ def _crown_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
         root = engine.crown(
             problem, optimize=options.optimize, rows_at_once=options.rows_at_once, clock=clock
         )
-        return in_time(root.class_upper_bounds, clock)
+        return in_time(root.class_upper_bounds.detach(), clock)
 
     return bound
 
