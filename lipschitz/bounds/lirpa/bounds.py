@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,7 +31,12 @@ from lipschitz.bounds.lirpa.compat import (
 from lipschitz.bounds.lirpa.jacobian_module import JacobianModule
 from lipschitz.bounds.lirpa.operators import BoundSlopeProduct, custom_operators
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
-from lipschitz.bounds.native.crown import RootBounds, interval_bounds, root_bounds
+from lipschitz.bounds.native.crown import (
+    RootBounds,
+    interval_bounds,
+    native_crown,
+    root_bounds,
+)
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
@@ -47,9 +53,14 @@ from lipschitz.rounding import raise_upper_bound
 
 # Bytes for one chunk of rows. A choice: a smaller one means more calls of auto_LiRPA.
 _MEMORY_BUDGET = 512 * 2**20
-# With a time limit chunks begin with one row, since a call of auto_LiRPA cannot be stopped, and
-# grow by this factor as long as they are expected to take less than so many seconds. Choices.
+# With a time limit chunks begin small, since a call of auto_LiRPA cannot be stopped: with so many
+# bytes, whose arithmetic takes less than what every call costs by itself (0.1 s with optimised
+# slopes, MLP of width 32), at least one row. They grow by a factor as long as they are expected to
+# take less than so many seconds. Choices.
+_SMALL_CHUNK = 4 * 2**20
 _CHUNK_SECONDS, _GROWTH = 0.5, 4
+# Share of the time, at most, for the native engine's bound, which then stands in. A choice.
+_SHARE_OF_NATIVE = 0.2
 STAGE, JACOBIAN = "auto_LiRPA's bounds", "auto_LiRPA's bounds of the Jacobian"
 
 
@@ -134,6 +145,9 @@ class LirpaEngine:
             clock: When to stop. Neurons not reached then keep interval arithmetic's bounds; a
                 Jacobian not bounded in half of what is left is left to the native engine.
         """
+        if clock.is_limited:  # for the case that this engine does not come far
+            quick = native_crown(problem, clock=clock.part(_SHARE_OF_NATIVE).without_notes())
+            quick = torch.fmin(quick.class_upper_bounds, interval_bounds(problem))
         preacts, rounding = self.preactivation_bounds(
             problem, optimize=optimize, clock=clock.part(0.5)
         )
@@ -151,13 +165,16 @@ class LirpaEngine:
             clock.miss(JACOBIAN)
             budget = default_memory_budget(self.graph.device)
             plan = Plan(self.graph)
-            return root_bounds(
+            found = root_bounds(
                 plan, problem, preacts, rounding, budget=budget, tighten=True, clock=clock
             )
-        bounds = torch.cat([part.upper_bound for part in parts])
-        if clock.missed:
-            bounds = torch.fmin(bounds, interval_bounds(problem))
-        return RootBounds(bounds, preacts, _joined(parts), rounding)
+        else:
+            bounds = torch.cat([part.upper_bound for part in parts])
+            found = RootBounds(bounds, preacts, _joined(parts), rounding)
+        if not clock.missed:
+            return found
+        bounds = torch.fmin(found.class_upper_bounds, quick)
+        return replace(found, class_upper_bounds=bounds)
 
     def preactivation_bounds(
         self, problem: LocalProblem, *, optimize: bool, clock: Clock = UNLIMITED
@@ -291,7 +308,7 @@ class LirpaEngine:
             # node itself and returns them in its shape, which its slope optimiser cannot handle.
             chunk = min(chunk, max(1, shape.numel() - 1))
         sides: list[tuple[Tensor, Tensor]] = []
-        for part in _in_time(neurons, chunk, clock):
+        for part in _in_time(neurons, max(1, min(chunk, _SMALL_CHUNK // per_row)), chunk, clock):
             selection = torch.zeros(
                 len(part), shape.numel(), dtype=inputs[1].dtype, device=inputs[1].device
             )
@@ -369,12 +386,12 @@ class LirpaEngine:
         )
 
 
-def _in_time(neurons: Tensor, most: int, clock: Clock) -> Iterator[Tensor]:
-    """Neurons in parts of at most so many, as long as there is time."""
+def _in_time(neurons: Tensor, first: int, most: int, clock: Clock) -> Iterator[Tensor]:
+    """Neurons in parts of ``first`` to ``most``, as long as there is time."""
     if not clock.is_limited:
         yield from neurons.split(most)
         return
-    size, expected = 1, 0.0
+    size, expected = first, 0.0
     while len(neurons) and clock.allows(expected):
         begin = clock.now()
         yield neurons[:size]

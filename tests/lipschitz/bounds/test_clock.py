@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, REFERENCES
 from shared import problem_of, sampled_jacobians
 
 import lipschitz.bounds.native.forward.preactivations as preactivations
@@ -306,6 +306,21 @@ def test_auto_lirpa_is_left_for_the_native_engine_in_time():
         words |= set(clock.missed)
     assert not clock.missed
     assert {"auto_LiRPA's bounds", "auto_LiRPA's bounds of the Jacobian"} <= words
+
+
+def test_auto_lirpa_bounds_a_small_network_within_seconds():
+    """Its calls cost more than their arithmetic, so many rows go into the first one."""
+    if not is_installed("auto_lirpa"):
+        pytest.skip("needs auto_LiRPA")
+    reference = REFERENCES[5]
+    x = reference.point()
+    options = MethodOptions(timeout=5)
+    prepared = Prepared(
+        reference.model(), x.shape, method="crown", engine="auto_lirpa", options=options
+    )
+    result = prepared.bound(make_problem(prepared.graph, x, reference.eps))
+    assert result.not_reached == ()
+    assert result.upper_bound == pytest.approx(72.8295, rel=1e-4)
 
 
 # --- the time itself ----------------------------------------------------------------------------
