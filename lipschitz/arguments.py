@@ -6,6 +6,7 @@ is converted to the network's precision.
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -59,13 +60,17 @@ def point_of(name: str, value: Any) -> Tensor:
     """A point of the input space, see :func:`tensor_of`.
 
     Raises:
-        InputError: No numbers, none at all, or pixels that were not scaled yet.
+        InputError: No numbers, or none at all.
+
+    Warns:
+        UserWarning: Pixels from 0 to 255, which most networks take only after scaling.
     """
     point = tensor_of(name, value)
     if str(getattr(value, "dtype", "")) in ("uint8", "torch.uint8"):
-        raise InputError(
+        warnings.warn(
             f"{name} is uint8: scale pixels 0 to 255 as the network was trained, such as "
-            "x.astype('float32') / 255 (a tensor: x.float() / 255), and give eps in the same unit"
+            "x.astype('float32') / 255 (a tensor: x.float() / 255), and give eps in the same unit",
+            stacklevel=2,
         )
     if not point.numel():
         raise InputError(f"{name} is empty, of shape {tuple(point.shape)}: give one point")

@@ -80,3 +80,13 @@ def check_word(name: str, value: Any, known: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in known:
         raise InputError(f"{name} {value!r}: expected {', '.join(known)}")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Refuse what is neither None nor of a class.
+
+    Raises:
+        InputError: With the class.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise InputError(f"{name} {shown(value)}: expected {kind.__name__}, or None")

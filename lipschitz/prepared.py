@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lipschitz.arguments import check_dtype
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.methods import GLOBAL, METHODS, check_measure, choose_engine
 from lipschitz.bounds.options import MethodOptions
@@ -22,6 +23,7 @@ from lipschitz.bounds.outcome import (
     run_bounder,
 )
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling, sample_gradients
+from lipschitz.checks import check_kind, check_number, shown
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph
@@ -69,6 +71,8 @@ class Prepared:
         norm: str | float = "inf",
         inputs: str = "all",
     ) -> None:
+        check_kind("options", options, MethodOptions)
+        check_dtype(dtype)
         disable_tf32()
         self.options, self.branching = options or MethodOptions(), branching
         if branching is None:
@@ -122,6 +126,10 @@ class Prepared:
         Raises:
             InputError: A bound is NaN or infinite, or one that the method does not have.
         """
+        if not isinstance(problem, LocalProblem):
+            raise InputError(f"problem {shown(problem)}: expected a problem, of make_problem")
+        check_number("tolerance", tolerance, zero=True)
+        check_kind("sampling", sampling, Sampling)
         if self.branching is not None:
             return bound_by_branching(
                 problem,

@@ -66,11 +66,6 @@ POINTS = {
     "complex": (X.to(torch.complex64), "^x is complex"),
     "complex numpy": (X.numpy() * 1j, "^x is complex"),
     "sparse": (X.to_sparse(), "^x is sparse"),
-    "pixels": (
-        (X.abs() * 255).to(torch.uint8),
-        r"^x is uint8.*x\.float\(\) / 255.*eps in the same",
-    ),
-    "numpy pixels": (np.arange(4, dtype=np.uint8), r"^x is uint8.*astype\('float32'\) / 255"),
     "NaN": (X / 0 * 0, "NaN or infinity"),
     "empty": (X[:0], r"^x is empty, of shape \(0,\)"),
     "no points": (torch.zeros(0, 4), r"^x is empty, of shape \(0, 4\)"),
@@ -119,7 +114,6 @@ BOXES = {
     "ends crossed": ({"box": (X, X - 1)}, "the box is empty"),
     "an end of text": ({"box": (X, "1")}, "the upper end of the box '1': expected numbers"),
     "an infinite end": ({"box": (X, torch.inf)}, "the box holds NaN or infinity"),
-    "pixels as ends": ({"box": (X.byte(), X)}, "lower end of the box is uint8"),
     "x outside": ({"box": (X + 1, X + 2)}, "x lies outside the box"),
     "one clip": ({"eps": 0.1, "clip": 1.0}, r"^clip 1\.0: expected a pair"),
     "three clips": ({"eps": 0.1, "clip": (0, 1, 2)}, "^clip of type tuple: expected a pair"),
@@ -271,3 +265,39 @@ def test_wrong_boxes(call, box, words):
 @pytest.mark.parametrize(("call", "words"), OTHERS.values(), ids=OTHERS)
 def test_wrong_arguments_of_single_calls(call, words):
     refused(call, words)
+
+
+@pytest.mark.parametrize("pixels", [np.array([3, 0, 255, 9], np.uint8), torch.ones(4).byte()])
+def test_pixels_that_were_not_scaled_bring_a_warning(pixels):
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).eval()
+    with pytest.warns(UserWarning, match=r"^x is uint8.*x\.float\(\) / 255.*eps in the same"):
+        found = local_lipschitz(model, pixels, 1 / 255, method="ibp")
+    as_floats = torch.as_tensor(pixels).float()
+    assert found.upper_bound == local_lipschitz(model, as_floats, 1 / 255, method="ibp").upper_bound
+
+
+PREPARED = {
+    "options": ({"options": 3}, "^options 3: expected MethodOptions"),
+    "dtype": ({"dtype": "float64"}, "^dtype 'float64'"),
+}
+BOUNDED = {
+    "a point": ((X,), {}, "^problem of type Tensor: expected a problem, of make_problem"),
+    "tolerance": ((), {"tolerance": float("nan")}, "^tolerance nan"),
+    "sampling": ((), {"sampling": 3}, "^sampling 3: expected Sampling"),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_network_is_prepared_with_what_fits(name):
+    arguments, words = PREPARED[name]
+    with pytest.raises(InputError, match=words):
+        Prepared(nn.Linear(4, 2).eval(), (4,), **arguments)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_prepared_network_is_asked_what_fits(name):
+    given, options, words = BOUNDED[name]
+    prepared = Prepared(nn.Linear(4, 2).eval(), (4,), method="ibp")
+    given = given or (make_problem(prepared.graph, X, 0.1),)
+    with pytest.raises(InputError, match=words):
+        prepared.bound(*given, **options)
