@@ -20,6 +20,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lipschitz.network.activations.one_piece import (
+    by_pieces,
+    curvature_of,
+    on_one_piece,
+    tangent_and_chord,
+)
 from lipschitz.relaxation import LineBounds, chord_slope
 
 # Units in the last place by which a computed slope or value may be off; elementary functions of
@@ -47,6 +53,8 @@ class Activation:
         rounds: Whether computing the function rounds at all.
         underflows: Whether slopes come near 0 without being 0.
         free_lines: Whether :meth:`support` serves any interval in tensors of any layout.
+        needs: Where its argument must stay for the function and its slope to be finite, in words;
+            '' if it may be any number.
     """
 
     name: str = "activation"
@@ -59,6 +67,7 @@ class Activation:
     rounds: bool = True
     underflows: bool = False
     free_lines: bool = True
+    needs: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -66,6 +75,15 @@ class Activation:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Activation:
         """A copy whose parameters have this device and dtype; itself if it has none."""
         return self
+
+    def is_undefined(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where an interval reaches beyond what the function :attr:`needs`; bool."""
+        return torch.zeros_like(lower, dtype=torch.bool)
+
+    @property
+    def derivative(self) -> Activation | None:
+        """The slope as a unary function itself; None where that is known elsewhere, or a step."""
+        return None
 
     @property
     def splits_at_zero(self) -> bool:
@@ -302,5 +320,27 @@ class Activation:
         one the tangents through an end where there are such (Zhang et al. 2018).
         """
         lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
+        if not self.free_lines:
+            return self._hull_lines(lower, upper)
+        whole = on_one_piece(lower, upper, self.breakpoints)
+        return by_pieces(lower, upper, whole, self._piece_lines, self._hull_lines)
+
+    def _piece_lines(self, lower: Tensor, upper: Tensor) -> LineBounds:
+        middle = lower + (upper - lower) / 2
+        values = self.forward(lower), self.forward(middle), self.forward(upper)
+        size = torch.maximum(lower.abs(), upper.abs())
+        largest = torch.maximum(values[0].abs(), values[2].abs())
+        eps = torch.finfo(size.dtype).eps
+        rounding = self._value_margin(size, largest) + _VALUE_UNITS * eps * largest
+        return tangent_and_chord(
+            lower,
+            upper,
+            values,
+            self.one_sided_slope(middle, after=True),
+            curvature_of(lower, self.breakpoints, self.curvatures),
+            lambda slope: rounding + _VALUE_UNITS * eps * slope.abs() * size,
+        )
+
+    def _hull_lines(self, lower: Tensor, upper: Tensor) -> LineBounds:
         below, above = (self._least_area(lower, upper, side) for side in (1, -1))
         return LineBounds(*below, *above)

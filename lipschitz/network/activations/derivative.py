@@ -29,6 +29,12 @@ from lipschitz.network.activations.jets import (
     is_differentiable,
     jet,
 )
+from lipschitz.network.activations.one_piece import (
+    by_pieces,
+    curvature_of,
+    on_one_piece,
+    tangent_and_chord,
+)
 from lipschitz.network.activations.periodic import Sine
 from lipschitz.network.activations.piecewise import ELU
 from lipschitz.network.activations.smooth import Softplus
@@ -291,6 +297,27 @@ class Derivative(Activation):
     def lines(self, lower: Tensor, upper: Tensor) -> LineBounds:
         """Lines around the function over ``[lower, upper]`` that leave the least area."""
         lower, upper = _ordered(lower, upper)
+        far = _FAR[lower.dtype]
+        whole = on_one_piece(lower, upper, self.breakpoints, self.kinks)
+        whole &= (lower > -far) & (upper < far)
+        if isinstance(cut := self._cut(upper), Tensor):  # constants may be nearer than tangents
+            whole &= cut == 0
+        return by_pieces(lower, upper, whole, self._piece_lines, self._hull_lines)
+
+    def _piece_lines(self, lower: Tensor, upper: Tensor) -> LineBounds:
+        far = _FAR[lower.dtype]
+        ends = self._measured(lower.clamp(-far / 2, far / 2), upper.clamp(-far / 2, far / 2))
+        middle = ends.lower + (ends.upper - ends.lower) / 2
+        return tangent_and_chord(
+            ends.lower,
+            ends.upper,
+            (ends.at_lower, self._by_formula(middle, self.order, after=True), ends.at_upper),
+            self._by_formula(middle, self.order + 1, after=True),
+            curvature_of(lower, self.breakpoints, self.curvatures),
+            lambda slope: self._margin(slope, ends),
+        )
+
+    def _hull_lines(self, lower: Tensor, upper: Tensor) -> LineBounds:
         ends = self._measured(lower, upper)
         slopes, values = self.slope_interval(lower, upper), self.interval(lower, upper)
         steps = 1
@@ -349,7 +376,7 @@ class SineDerivative(Derivative):
 
     def __init__(self, activation: Sine, order: int = 1) -> None:
         self.activation, self.order = activation, order
-        self.name = f"sin{chr(39) * order}"
+        self.name = ("sin", "cos", "-sin", "-cos")[order % 4]
 
     def _moved(self, z: Tensor) -> Tensor:
         return z + self.order * math.pi / 2
@@ -402,8 +429,15 @@ class SineDerivative(Derivative):
         raise NotImplementedError("lines of any slope around the sine")
 
 
-def derivative_of(activation: Activation) -> Derivative | None:
+def cosine() -> Activation:
+    """``cos(z)``, an activation like any other."""
+    return SineDerivative(Sine())
+
+
+def derivative_of(activation: Activation) -> Activation | None:
     """The derivative of an activation as a unary function; None if it is made of straight lines."""
+    if activation.derivative is not None:
+        return activation.derivative
     if isinstance(activation, Sine):
         return SineDerivative(activation)
     return Derivative(activation) if is_differentiable(activation) else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.interval import Interval, intersect, product_interval
-from lipschitz.network.derivative import Terms
+from lipschitz.network.derivative import Term, Terms
 from lipschitz.rounding import guard
 
 
@@ -47,29 +47,53 @@ def term_intervals(
         known: Intervals that hold besides, by term.
     """
     bounds, rounding = [Interval(lower, upper)], [torch.zeros_like(lower)]
-    unit = guard(lower.dtype)
     for index, term in enumerate(terms.terms[1:], start=1):
-        inputs = [bounds[p] for p in term.parents]
-        margin = None
-        if term.is_constant:
-            found = Interval(constants[index], constants[index])
-        elif term.is_product:
-            found = product_interval(*inputs)
-            size = torch.maximum(found.lower.abs(), found.upper.abs())
-            found = Interval(found.lower - unit * size, found.upper + unit * size)
-        elif term.function is not None:
-            found = Interval(*term.function.interval(*inputs[0]))
-        else:
-            found = Interval(*term.affine.interval(*inputs))
-            sizes = [torch.maximum(i.lower.abs(), i.upper.abs()) for i in inputs]
-            magnitude = term.affine.magnitude()
-            size = magnitude.linear(*sizes)
-            if term.affine.bias is not None:
-                size = size + term.affine.bias.abs()
-            margin = unit * size
-            found = Interval(found.lower - margin, found.upper + margin)
-            if any(terms.terms[p].affine is not None for p in term.parents):
-                margin = margin + magnitude.linear(*(rounding[p] for p in term.parents))
+        found, margin = image(term, [bounds[p] for p in term.parents], constants.get(index))
         bounds.append(intersect(found, known[index]) if index in known else found)
-        rounding.append(torch.zeros_like(found.lower) if margin is None else margin)
+        rounding.append(added_up(terms, term, found, margin, rounding))
     return TermIntervals(bounds, rounding)
+
+
+def image(
+    term: Term, inputs: list[Interval], constant: Tensor | None
+) -> tuple[Interval, Tensor | None]:
+    """Interval of a term from those of its parents, and the margin that an affine map's contains.
+
+    Args:
+        term: The term.
+        inputs: [B or 1, *shape] each.
+        constant: Its value if it is a constant, [B, *shape].
+    """
+    if constant is not None:
+        return Interval(constant, constant), None
+    if term.function is not None:
+        return Interval(*term.function.interval(*inputs[0])), None
+    unit = guard(inputs[0].lower.dtype)
+    if term.is_product:
+        found = product_interval(*inputs)
+        size = torch.maximum(found.lower.abs(), found.upper.abs())
+        return Interval(found.lower - unit * size, found.upper + unit * size), None
+    found = Interval(*term.affine.interval(*inputs))
+    size = term.affine.magnitude().linear(*(torch.maximum(*_magnitudes(i)) for i in inputs))
+    if term.affine.bias is not None:
+        size = size + term.affine.bias.abs()
+    margin = unit * size
+    return Interval(found.lower - margin, found.upper + margin), margin
+
+
+def _magnitudes(interval: Interval) -> tuple[Tensor, Tensor]:
+    return interval.lower.abs(), interval.upper.abs()
+
+
+def added_up(
+    terms: Terms, term: Term, found: Interval, margin: Tensor | None, rounding: list[Tensor]
+) -> Tensor:
+    """What rounding may have done to a term's value since the last nonlinear terms.
+
+    A chain of affine maps is one sum to a backward pass, so its margins add up.
+    """
+    if margin is None:
+        return torch.zeros_like(found.lower)
+    if any(terms.terms[p].affine is not None for p in term.parents):
+        margin = margin + term.affine.magnitude().linear(*(rounding[p] for p in term.parents))
+    return margin
