@@ -22,6 +22,7 @@ def upper_bound(
     constants: dict[int, Tensor],
     box: tuple[Tensor, Tensor],
     shares: Shares | None = None,
+    record: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Upper bound of ``coefficients . value of a term`` over boxes, margin for rounding included.
 
@@ -35,6 +36,7 @@ def upper_bound(
         box: Centre and radius of the boxes, [B or 1, *input_shape].
         shares: Free weights of planes and slopes of lines, of every row; where missing, a weight
             of one half and the lines of least area.
+        record: If given, receives the coefficients at every product and at the input, by term.
 
     Returns:
         [B, K].
@@ -58,6 +60,8 @@ def upper_bound(
             gained(_sum(value), _sum(value.abs()))
             contributions: tuple[Tensor, ...] = ()
         elif term.is_product:
+            if record is not None:
+                record[index] = rows
             *contributions, value, size = relaxations.product(index, rows, shares)
             gained(value, size)
         elif term.function is not None:
@@ -72,6 +76,8 @@ def upper_bound(
         for parent, new in zip(term.parents, contributions, strict=True):
             pending[parent] = pending[parent] + new if parent in pending else new
     if 0 in pending:
+        if record is not None:
+            record[0] = pending[0]
         centre, radius = (t.unsqueeze(1) for t in box)
         at_centre, around = pending[0] * centre, pending[0].abs() * radius
         gained(_sum(at_centre + around), _sum(at_centre.abs() + around))
