@@ -27,11 +27,19 @@ from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.bounds.native.slopes.optimise import STAGE, SlopeSearch, optimised_preactivation_rows
+from lipschitz.bounds.native.terms.gradient import has_curves
+from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.problem import LocalProblem
 
 # Most of the time limit that plain CROWN of the pre-activations may take; the rest is for slopes
 # and the Jacobian. A choice: it matters only where the limit is too short for all of them.
 _SHARE_OF_PLAIN = 0.6
+# Where a first search of planes leaves the bound by more than this share above gradients at a few
+# points of the box, a longer one follows, which optimises the intervals of cotangents too. Measured
+# on a sigmoid MLP of width 100 with one input: the bound over the truth fell from 2.28 to 1.99 on a
+# wide box and from 1.31 to 1.15 on a smaller one, for about ten times the seconds.
+_WORTH_MORE = 0.01
+_LONGER = PlaneSearch(steps=60, patience=10, cotangent_steps=15)
 
 
 @torch.no_grad()
@@ -42,6 +50,7 @@ def native_alpha(
     memory_budget: int | None = None,
     clock: Clock = UNLIMITED,
     progress: Callable[[str], None] | None = None,
+    planes: bool = True,
 ) -> RootBounds:
     """Upper bound of the problem's norm over the box, with optimised slopes.
 
@@ -57,6 +66,7 @@ def native_alpha(
             not suffice for plain CROWN besides. What was not reached is as loose as interval
             arithmetic, and the bounds are never above those of interval arithmetic.
         progress: Gets one line per layer.
+        planes: Bound the norm by planes where activations are curved.
 
     Returns:
         The bounds, in the dtype of the problem.
@@ -111,4 +121,19 @@ def native_alpha(
         around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})
         around = torch.minimum(found.class_upper_bounds, around)
         found = replace(found, class_upper_bounds=around)
-    return with_planes(problem, found, memory_budget=memory_budget, clock=clock)
+    if not planes:
+        return found
+    found = with_planes(problem, found, memory_budget=memory_budget, clock=clock)
+    if not has_curves(problem.graph) or not _is_loose(problem, found) or clock.is_over:
+        return found
+    return with_planes(problem, found, search=_LONGER, memory_budget=memory_budget, clock=clock)
+
+
+def _is_loose(problem: LocalProblem, root: RootBounds) -> bool:
+    """Whether the bound is well above the gradients in the middle and at two corners of the box."""
+    points = torch.stack([problem.centre, problem.lower, problem.upper])
+    count, rows = len(points), problem.rows
+    points = points.repeat_interleave(len(rows), 0)
+    gradients = problem.graph.gradients(points, rows.repeat(count, 1)).flatten(1)
+    norms = problem.measure(gradients.unflatten(0, (count, len(rows))))
+    return bool(root.class_upper_bounds.max() > (1 + _WORTH_MORE) * norms.max())

@@ -7,15 +7,17 @@ so is the whole bound: the excess over the true constant shrinks like eps^2 inst
 et al. 2023 observe this for zonotopes). What a plane says about s goes on through the network to
 the input.
 
-One row for each output bounds the norm, by the chord of ``|J_i|`` or ``J_i^2``; with few inputs
-every entry of the Jacobian has rows of its own besides. The weights of the planes and the slopes of
-the lines are optimised for each row; every step is a certified bound, and the least counts,
-together with the bounds to start from.
+With few inputs, affine forms carried forward come first
+(:mod:`lipschitz.bounds.native.terms.forward`): they bound every value and every cotangent. Then
+rows go back. One row for each output bounds the norm, by the chord of ``|J_i|`` or ``J_i^2``; with
+few inputs every entry of the Jacobian has rows of its own besides. The weights of the planes and
+the slopes of the lines are optimised for each row; every step is a certified bound, and the least
+counts, together with the bounds to start from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,73 +27,49 @@ from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
-from lipschitz.bounds.native.memory.budget import default_memory_budget, take
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan, unit_rows
-from lipschitz.bounds.native.terms.backward import upper_bound
+from lipschitz.bounds.native.terms.forward import Form, forward_forms, norm_upper_bound
+from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
 from lipschitz.bounds.native.terms.intervals import term_intervals
-from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares
-from lipschitz.network.activations.derivative import derivative_of
-from lipschitz.network.derivative import Terms
+from lipschitz.bounds.native.terms.linear import STAGE, LinearBounds, PlaneSearch
+from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 
-# What is noted where the time did not suffice.
-STAGE = "planes"
 # Inputs up to which every entry gets rows of its own. A choice: the rows grow with the number of
 # inputs, and without them the bound of the norm is somewhat looser.
 _FEW_INPUTS = 8
 # Cotangents of a layer get rows of their own up to this product of boxes, neurons and numbers of
 # nonlinear terms. A choice: about a second on one core.
 _LARGEST_TIGHTENING = 10**8
-# Numbers that autograd keeps for each number of a nonlinear term. Measured as peak memory; on which
-# network is not on record. It only decides how many rows are bounded at once.
-_COPIES = 80
-# Chunks of rows may take so many times the memory budget of a single pass, since the steps of the
-# optimisation use the same chunk again and again. A choice.
-_BUDGETS = 16
-
-
-@dataclass(frozen=True)
-class PlaneSearch:
-    """How weights and slopes are optimised.
-
-    Attributes:
-        steps: Largest number of Adam steps; 0 takes them as they are.
-        learning_rate: Step length, of shares in [0, 1].
-        patience: Steps in a row without the least gain after which it stops.
-        least_gain: Share of the bound.
-    """
-
-    steps: int = 20
-    learning_rate: float = 0.05
-    patience: int = 5
-    least_gain: float = 1e-4
-
-
-def has_curves(graph: Graph) -> bool:
-    """Whether an activation's slope depends on more than the side of its kinks."""
-    kinds = (graph.nodes[i].activation for i in graph.activation_nodes)
-    return any(derivative_of(kind) is not None for kind in kinds)
+# A step of the optimisation costs about as much as three passes. A guess.
+_PASSES_OF_STEP = 3
 
 
 class JointBound:
     """Linear bounds of gradients over boxes, one output direction each.
 
     Args:
-        graph: The network.
+        graph: The network, or the terms of its gradients.
         rows: Output directions, [B, C].
         lower, upper: Boxes, [B or 1, *input_shape].
-        preacts: Pre-activation interval by activation node, [B or 1, *shape].
-        cotangents: Interval of g by activation node, [B, *shape]; meant where a slope is uncertain.
+        preacts: Pre-activation interval by activation node, [B or 1, *shape]; those known.
+        cotangents: Interval of g by activation node, [B, *shape]; those known. Meant where a slope
+            is uncertain.
         search: How to optimise.
         budget: Bytes for rows.
         clock: When to stop; rows not reached are left at infinity.
+
+    Attributes:
+        intervals: Of all terms.
+        form: Affine forms around the gradients where they were carried forward, or None.
     """
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Graph | GradientTerms,
         rows: Tensor,
         lower: Tensor,
         upper: Tensor,
@@ -101,13 +79,33 @@ class JointBound:
         budget: int,
         clock: Clock = UNLIMITED,
     ) -> None:
-        self.search, self.budget, self.clock = search, budget, clock
-        self.terms = Terms(graph)
-        row = self.terms.constant((graph.num_outputs,))
-        self.gradient, at_nodes = self.terms.gradient(self.terms.output, row)
-        self.constants = {row: rows}
-        known = {graph.nodes[a].parents[0]: bounds for a, bounds in preacts.items()}
-        slopes = slope_intervals(graph, preacts)
+        source = graph if isinstance(graph, GradientTerms) else GradientTerms(graph)
+        self.source, self.search, self.budget, self.clock = source, search, budget, clock
+        self.terms, self.gradient = source.terms, source.gradient
+        self.constants = {source.row: rows}
+        self._box = lower, upper
+        known = self._known(preacts, cotangents)
+        self.form: Form | None = None
+        arguments = (self.terms, lower, upper, self.constants, known)
+        if source.is_carried_forward:
+            self.intervals, forms = forward_forms(*arguments, kept=(self.gradient,))
+            self.form = forms[self.gradient]
+            known = dict(enumerate(self.intervals.bounds))
+        else:
+            self.intervals = term_intervals(*arguments)
+        if search.steps:
+            for a in reversed(source.graph.activation_nodes):
+                if source.at_nodes.get(a) in known and self._tighten(source.at_nodes[a], known):
+                    again = term_intervals(self.terms, lower, upper, self.constants, known)
+                    self.intervals = replace(again, lines=self.intervals.lines)
+
+    def _known(
+        self, preacts: dict[int, Interval], cotangents: dict[int, Interval]
+    ) -> dict[int, Interval]:
+        """Intervals by term."""
+        nodes, at_nodes = self.source.graph.nodes, self.source.at_nodes
+        known = {nodes[a].parents[0]: bounds for a, bounds in preacts.items()}
+        slopes = slope_intervals(self.source.graph, preacts)
         for a, bounds in cotangents.items():
             uncertain = slopes[a].lower != slopes[a].upper
             if a in at_nodes:
@@ -115,23 +113,19 @@ class JointBound:
                     torch.where(uncertain, bounds.lower, -torch.inf),
                     torch.where(uncertain, bounds.upper, torch.inf),
                 )
-        self.intervals = term_intervals(self.terms, lower, upper, self.constants, known)
-        self.box = ((lower + upper) / 2, (upper - lower) / 2)
-        self._size = sum(t.shape.numel() for t in self.terms.terms if t.is_product or t.function)
-        if search.steps:
-            for a in reversed(graph.activation_nodes):
-                if at_nodes.get(a) in known and self._tighten(at_nodes[a], known):
-                    self.intervals = term_intervals(self.terms, lower, upper, self.constants, known)
+        return known
 
     def _tighten(self, index: int, known: dict[int, Interval]) -> bool:
         """Bound a cotangent by planes, in ``known``; False if that costs too much to pay."""
-        bounds = self.intervals.bounds[index]
-        count, size = len(bounds.lower), bounds.lower[0].numel()
-        if count * size * self._size > _LARGEST_TIGHTENING or self.clock.is_over:
+        bounds, steps = self.intervals.bounds[index], self.search.cotangent_steps
+        numbers = len(bounds.lower) * bounds.lower[0].numel() * self.source.size
+        if numbers * (1 + _PASSES_OF_STEP * steps) > _LARGEST_TIGHTENING:
+            steps = 0
+        if numbers > _LARGEST_TIGHTENING or self.clock.is_over:
             return False
-        found = self.upper_bounds(_every_number(bounds.lower), index, steps=0)
+        found = self.upper_bounds(every_number(bounds.lower), index, steps=steps)
         above, below = (end.reshape(bounds.lower.shape) for end in found.chunk(2, dim=1))
-        known[index] = intersect(known[index], Interval(-below, above))
+        known[index] = intersect(bounds, Interval(-below, above))
         return True
 
     def upper_bounds(
@@ -147,103 +141,47 @@ class JointBound:
         Returns:
             [B, K]; infinity where the time did not suffice.
         """
+        search = self.search if steps is None else replace(self.search, steps=steps)
+        relaxations = Relaxations(self.terms, self.intervals)
+        linear = LinearBounds(relaxations, self.constants, *self._box, self.budget)
         start = self.gradient if start is None else start
-        steps = self.search.steps if steps is None else steps
-        batch, rows = coefficients.shape[:2]
-        copies = _COPIES if steps else _COPIES // 8
-        numbers = copies * self._size * coefficients.element_size()
-        fit = max(1, _BUDGETS * self.budget // numbers)
-        box_step, row_step = max(1, min(batch, fit // rows)), max(1, min(rows, fit))
-        bounds = coefficients.new_full((batch, rows), torch.inf)
-        parts = [
-            (slice(b, b + box_step), slice(k, k + row_step))
-            for b in range(0, batch, box_step)
-            for k in range(0, rows, row_step)
-        ]
-        for part in self.clock.in_time(parts, STAGE):
-            bounds[part] = self._optimised(part[0], coefficients[part], start, steps)
-        return bounds
+        return linear.upper_bounds(start, coefficients, search, self.clock)
 
-    def _optimised(self, boxes: slice, coefficients: Tensor, start: int, steps: int) -> Tensor:
-        """The least bounds on the way, [B, K]."""
-        intervals = replace(
-            self.intervals,
-            bounds=[Interval(*(take(end, boxes) for end in i)) for i in self.intervals.bounds],
-            rounding=[take(r, boxes) for r in self.intervals.rounding],
-        )
-        relaxations = Relaxations(self.terms, intervals)
-        constants = {i: take(value, boxes) for i, value in self.constants.items()}
-        box = tuple(take(end, boxes) for end in self.box)
-        arguments = (relaxations, start, coefficients, constants, box)
-        if not steps:
-            return upper_bound(*arguments)
-        shares: Shares = {}
-        for index, term in enumerate(self.terms.terms[: start + 1]):
-            if term.is_product or term.function is not None:
-                shares |= relaxations.start(index, *coefficients.shape[:2])
-        parameters = [share.requires_grad_() for share in shares.values()]
-        adam = torch.optim.Adam(parameters, lr=self.search.learning_rate)
-        best = coefficients.new_full(coefficients.shape[:2], torch.inf)
-        idle = 0
-        for step in self.clock.without_notes().in_time(range(steps + 1)):
-            with torch.enable_grad():
-                found = upper_bound(*arguments, shares)
-                improved = torch.fmin(best, found.detach())
-                gained = float((best - improved).sum())
-                least = self.search.least_gain * float(improved.abs().sum())
-                idle = idle + 1 if gained <= least else 0
-                best = improved
-                if step == steps or idle == self.search.patience:
-                    break
-                adam.zero_grad()
-                found.sum().backward()
-            adam.step()
-            for parameter in parameters:
-                parameter.detach().clamp_(0, 1)
-        return best
+    @property
+    def entries(self) -> Interval:
+        """Intervals of the gradients without rows of their own, [B, *input_shape]."""
+        rows = self.constants[self.source.row]
+        shape = (len(rows), *self.source.graph.input_shape)
+        return Interval(*(end.expand(shape) for end in self.intervals.bounds[self.gradient]))
 
+    def norm(self, measure: Measure, known: NormBounds | None = None) -> NormBounds:
+        """Bounds of the gradients' norms.
 
-@torch.no_grad()
-def norm_by_planes(
-    graph: Graph,
-    rows: Tensor,
-    box: Interval,
-    preacts: dict[int, Interval],
-    norm: NormBounds,
-    measure: Measure,
-    *,
-    search: PlaneSearch,
-    budget: int,
-    clock: Clock = UNLIMITED,
-) -> NormBounds:
-    """Bounds of the Jacobian over boxes, made tighter by planes.
+        Args:
+            measure: The norm, of each row.
+            known: Bounds by chords, B boxes; those of the terms' intervals if None.
 
-    Args:
-        graph: The network.
-        rows: Output directions, [B, C].
-        box: Boxes, [B or 1, *input_shape].
-        preacts: Pre-activation interval by activation node, [B or 1, *shape].
-        norm: Bounds by chords, B boxes.
-        measure: The norm, of each row.
-        search: How weights and slopes are optimised.
-        budget: Bytes for the rows of one chunk.
-        clock: When to stop.
-
-    Returns:
-        Bounds never above the given ones.
-    """
-    joint = JointBound(graph, rows, *box, preacts, norm.cotangents, search, budget, clock=clock)
-    entries, row_bounds = norm.entries, norm.upper_bound
-    if graph.input_shape.numel() <= _FEW_INPUTS or measure.norm == "1":
-        entries = entry_bounds(joint, entries)
-        row_bounds = torch.minimum(row_bounds, measure.upper_bound(*entries))
-    if measure.norm != "1":
-        lower, upper = (end.flatten(1) for end in entries)
-        slope, intercept = measure.chord(lower, upper)
-        found = joint.upper_bounds(slope.reshape(len(rows), 1, *graph.input_shape))[:, 0]
-        found = measure.close(found + intercept.sum(1), lower, upper)
-        row_bounds = torch.minimum(row_bounds, found)
-    return replace(norm, entries=entries, upper_bound=row_bounds)
+        Returns:
+            Bounds never above the given ones.
+        """
+        if known is None:
+            cotangents = self.source.cotangents(self.intervals.bounds)
+            bound = measure.upper_bound(*self.entries)
+            known = NormBounds(bound, self.entries, cotangents, {})
+        entries, bound = intersect(known.entries, self.entries), known.upper_bound
+        if self.form is not None:
+            bound = torch.minimum(bound, norm_upper_bound(self.form, entries, measure))
+        inputs = self.source.graph.input_shape.numel()
+        if inputs <= _FEW_INPUTS or measure.norm == "1":
+            entries = entry_bounds(self, entries)
+            bound = torch.minimum(bound, measure.upper_bound(*entries))
+        if inputs > 1 and measure.norm != "1":  # of one input, the norm is that entry's magnitude
+            lower, upper = (end.flatten(1) for end in entries)
+            slope, intercept = measure.chord(lower, upper)
+            row = slope.reshape(len(slope), 1, *self.source.graph.input_shape)
+            found = self.upper_bounds(row)[:, 0] + intercept.sum(1)
+            bound = torch.minimum(bound, measure.close(found, lower, upper))
+        return replace(known, entries=entries, upper_bound=bound)
 
 
 @torch.no_grad()
@@ -274,17 +212,18 @@ def with_planes(
         clock.miss(STAGE)
         return root
     budget = memory_budget or default_memory_budget(graph.device)
-    norm = norm_by_planes(
+    joint = JointBound(
         graph,
         problem.rows,
-        Interval(problem.lower[None], problem.upper[None]),
+        problem.lower[None],
+        problem.upper[None],
         root.preacts,
-        root.norm,
-        problem.measure.each,
-        search=search or PlaneSearch(),
-        budget=budget,
+        root.norm.cotangents,
+        search or PlaneSearch(),
+        budget,
         clock=clock,
     )
+    norm = joint.norm(problem.measure.each, root.norm)
     slopes = slope_intervals(graph, root.preacts)
     bounds = problem_bounds(
         Plan(graph),
@@ -302,12 +241,12 @@ def with_planes(
 
 def entry_bounds(joint: JointBound, entries: Interval) -> Interval:
     """Intervals of every entry of the Jacobian by planes, within those known: [B, *input_shape]."""
-    found = joint.upper_bounds(_every_number(entries.lower))
+    found = joint.upper_bounds(every_number(entries.lower))
     above, below = (end.reshape(entries.lower.shape) for end in found.chunk(2, dim=1))
     return intersect(entries, Interval(-below, above))
 
 
-def _every_number(like: Tensor) -> Tensor:
+def every_number(like: Tensor) -> Tensor:
     """Rows that pick each number of a tensor [B, *shape], then their negatives: [B, 2N, *shape]."""
     shape = like.shape[1:]
     rows = unit_rows(torch.arange(shape.numel(), device=like.device), shape, like)

@@ -1,7 +1,10 @@
 """Branch and bound by cutting the input box itself, for networks with few inputs.
 
-A subdomain is a smaller box, bounded from scratch by CROWN, and by planes where activations are
-curved; the relaxations vanish with the box.
+A subdomain is a smaller box, bounded from scratch by CROWN. Where activations are curved planes
+bound it, over intervals from affine forms carried forward if that costs less; their weights are not
+optimised, since both factors' intervals shrink with the box, and time is better spent on another
+bisection. The relaxations vanish with the box.
+
 Boxes get small only if there are few inputs, so beyond a handful of them splitting neurons and
 entries (:mod:`lipschitz.search.engines.neurons`) is the better search. A box on which the bound
 depends on no open slope is a leaf: its gradient is the same everywhere, so the bound is attained.
@@ -20,17 +23,15 @@ from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
-from lipschitz.bounds.native.joint import PlaneSearch, has_curves, norm_by_planes
+from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
+from lipschitz.bounds.native.terms.linear import NO_STEPS
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Batch, concatenate
-
-# Planes are not optimised here: both factors' intervals shrink with the box, so time is better
-# spent on another bisection. A choice: only speed depends on it.
-_PLANES = PlaneSearch(steps=0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class InputSearch:
     ) -> None:
         self.problem, self.plan = problem, Plan(problem.graph)
         self.clock = clock.without_notes()
-        self._has_curves = has_curves(problem.graph)
+        self._terms = GradientTerms(problem.graph) if has_curves(problem.graph) else None
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
         count = len(problem.rows)
         row = torch.arange(count, device=problem.rows.device)
@@ -82,34 +83,11 @@ class InputSearch:
         return flat.reshape(-1, *self.problem.graph.input_shape)
 
     def _bounded(self, boxes: Boxes) -> Boxes:
-        graph, plan = self.problem.graph, self.plan
+        rows = self.problem.rows[boxes.row]
         lower, upper = self._shaped(boxes.lower), self._shaped(boxes.upper)
-        intervals = forward_intervals(graph, lower, upper)
-        preacts = preactivation_bounds(
-            plan, lower, upper, intervals, budget=self.budget, clock=self.clock.part(0.5)
-        )
-        slopes = slope_intervals(graph, preacts)
-        norm = norm_bounds(
-            plan,
-            self.problem.rows[boxes.row],
-            slopes,
-            budget=self.budget,
-            tighten=True,
-            measure=self.problem.measure,
-            clock=self.clock,
-        )
-        if self._has_curves and not self.clock.is_over:
-            norm = norm_by_planes(
-                graph,
-                self.problem.rows[boxes.row],
-                Interval(lower, upper),
-                preacts,
-                norm,
-                self.problem.measure.each,
-                search=_PLANES,
-                budget=self.budget,
-                clock=self.clock,
-            )
+        bounded = self._by_chords if self._terms is None else self._by_planes
+        preacts, norm = bounded(rows, lower, upper)
+        slopes = slope_intervals(self.problem.graph, preacts)
         bound = self._objective(boxes, slopes, norm)
         # Score of an input: the edge of the box times how far the entries vary, its own counted
         # twice. It is 0 where no entry varies, which is a leaf: one gradient everywhere.
@@ -124,6 +102,43 @@ class InputSearch:
             upper_bound=torch.minimum(bound, boxes.upper_bound),
             choice=choice.masked_fill(best <= 0, -1),
         )
+
+    def _by_chords(
+        self, rows: Tensor, lower: Tensor, upper: Tensor
+    ) -> tuple[dict[int, Interval], NormBounds]:
+        """Pre-activation intervals and bounds of the Jacobian by CROWN."""
+        graph, plan = self.problem.graph, self.plan
+        intervals = forward_intervals(graph, lower, upper)
+        preacts = preactivation_bounds(
+            plan, lower, upper, intervals, budget=self.budget, clock=self.clock.part(0.5)
+        )
+        norm = norm_bounds(
+            plan,
+            rows,
+            slope_intervals(graph, preacts),
+            budget=self.budget,
+            tighten=True,
+            measure=self.problem.measure,
+            clock=self.clock,
+        )
+        return preacts, norm
+
+    def _by_planes(
+        self, rows: Tensor, lower: Tensor, upper: Tensor
+    ) -> tuple[dict[int, Interval], NormBounds]:
+        """The same by planes, and by affine forms instead of CROWN where these cost less."""
+        source, known = self._terms, None
+        preacts: dict[int, Interval] = {}
+        if not source.is_carried_forward:
+            preacts, known = self._by_chords(rows, lower, upper)
+            if self.clock.is_over:
+                return preacts, known
+        cotangents = {} if known is None else known.cotangents
+        joint = JointBound(
+            source, rows, lower, upper, preacts, cotangents, NO_STEPS, self.budget, self.clock
+        )
+        norm = joint.norm(self.problem.measure.each, known)
+        return source.preacts(joint.intervals.bounds), norm
 
     def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
         """Upper bound of what is searched, [B]: here the norm."""

@@ -29,7 +29,7 @@ from lipschitz.bounds.native.terms.intervals import TermIntervals, added_up, ima
 from lipschitz.network.derivative import Step, Term, Terms
 from lipschitz.norms import Measure
 from lipschitz.relaxation import LineBounds, slope_product_lines
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import guard
 
 
 class Form(NamedTuple):
@@ -85,13 +85,21 @@ def forward_forms(
         The intervals, and the forms of the terms in ``kept``.
     """
     forms = {0: _input_form(lower, upper)}
+    lines: dict[int, LineBounds] = {}
     bounds, rounding = [Interval(lower, upper)], [torch.zeros_like(lower)]
     last_use = {p: i for i, term in enumerate(terms.terms) for p in term.parents}
     for index, term in enumerate(terms.terms[1:], start=1):
         inputs = [bounds[p] for p in term.parents]
         found, margin = image(term, inputs, constants.get(index))
+        if term.function is not None:
+            lines[index] = term.function.lines(*inputs[0])
         forms[index] = form = _form(
-            term, [forms[p] for p in term.parents], inputs, terms, constants.get(index)
+            terms,
+            index,
+            [forms[p] for p in term.parents],
+            inputs,
+            lines.get(index),
+            constants.get(index),
         )
         found = intersect(found, form.interval())
         bounds.append(intersect(found, known[index]) if index in known else found)
@@ -99,7 +107,7 @@ def forward_forms(
         for done in {*term.parents, index}:
             if last_use.get(done, index) <= index and done not in kept:
                 del forms[done]
-    return TermIntervals(bounds, rounding), {i: forms[i] for i in kept}
+    return TermIntervals(bounds, rounding, lines), {i: forms[i] for i in kept}
 
 
 def norm_upper_bound(form: Form, entries: Interval, measure: Measure) -> Tensor:
@@ -139,21 +147,21 @@ def _input_form(lower: Tensor, upper: Tensor) -> Form:
 
 
 def _form(
-    term: Term,
+    terms: Terms,
+    index: int,
     forms: list[Form],
     inputs: list[Interval],
-    terms: Terms,
+    lines: LineBounds | None,
     constant: Tensor | None,
 ) -> Form:
+    term = terms.terms[index]
     if constant is not None:
         columns = constant.new_zeros(len(constant), 1 + terms.terms[0].shape.numel(), *term.shape)
         columns[:, 0] = constant
         return Form(columns, torch.zeros_like(columns[:, :1]))
     if term.is_product:
         return _product(term, terms, *forms, *inputs)
-    if term.function is not None:
-        return _between(forms[0], term.function.lines(*inputs[0]))
-    return _affine(term, forms)
+    return _affine(term, forms) if lines is None else _between(forms[0], lines)
 
 
 def _affine(term: Term, forms: list[Form]) -> Form:

@@ -7,13 +7,15 @@ better from elsewhere, pre-activations by CROWN or cotangents by the chords of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.interval import Interval, intersect, product_interval
+from lipschitz.bounds.native.memory.budget import take
 from lipschitz.network.derivative import Term, Terms
+from lipschitz.relaxation import LineBounds
 from lipschitz.rounding import guard
 
 
@@ -25,10 +27,21 @@ class TermIntervals:
         bounds: [B or 1, *shape] each.
         rounding: How far rounding may have moved a value computed by a chain of affine maps, as in
             :class:`lipschitz.bounds.native.interval.ForwardIntervals`.
+        lines: Lines of least area around unary terms, by term; those that have been computed, over
+            these intervals or wider ones.
     """
 
     bounds: list[Interval]
     rounding: list[Tensor]
+    lines: dict[int, LineBounds] = field(default_factory=dict)
+
+    def take(self, boxes: slice) -> TermIntervals:
+        """The same of some boxes."""
+        return TermIntervals(
+            [Interval(*(take(end, boxes) for end in i)) for i in self.bounds],
+            [take(r, boxes) for r in self.rounding],
+            {i: LineBounds(*(take(t, boxes) for t in line)) for i, line in self.lines.items()},
+        )
 
 
 def term_intervals(

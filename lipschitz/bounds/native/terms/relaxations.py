@@ -22,7 +22,7 @@ from torch import Tensor
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.terms.intervals import TermIntervals
 from lipschitz.network.activations import Activation
-from lipschitz.network.derivative import Terms
+from lipschitz.network.derivative import Step, Terms
 from lipschitz.relaxation import LineBounds
 from lipschitz.rounding import guard
 
@@ -69,7 +69,10 @@ class Relaxations:
         """Lines of least area around a unary term, set apart by the rounding of its argument."""
         if index not in self._lines:
             term = self.terms.terms[index]
-            found = term.function.lines(*self.intervals.bounds[term.parents[0]])
+            found = self.intervals.lines.get(index)
+            if found is None:
+                found = term.function.lines(*self.intervals.bounds[term.parents[0]])
+                self.intervals.lines[index] = found
             rounding = self.intervals.rounding[term.parents[0]]
             self._lines[index] = found._replace(
                 lower_intercept=found.lower_intercept - found.lower_slope.abs() * rounding,
@@ -77,14 +80,30 @@ class Relaxations:
             )
         return self._lines[index]
 
+    def take(self, boxes: slice) -> Relaxations:
+        """The same of some boxes."""
+        if boxes == slice(None):
+            return self
+        return Relaxations(self.terms, self.intervals.take(boxes))
+
+    def middle_weight(self, index: int) -> Tensor:
+        """Weights of planes that treat both factors alike, [B or 1, *shape].
+
+        One half, but where the first factor is a slope that jumps: it has no lines, so only the
+        chord, which leaves it out, keeps what the second factor has to do with the input.
+        """
+        second = self.intervals.bounds[self.terms.terms[index].parents[1]]
+        first = self.terms.terms[self.terms.terms[index].parents[0]]
+        if isinstance(first.function, Step):
+            return _chord_weight(second)
+        return torch.full_like(second.lower, 0.5)
+
     def start(self, index: int, batch: int, rows: int) -> Shares:
         """The shares of a term to begin with, [B, K, *shape] each; none if nothing is free."""
         term = self.terms.terms[index]
         if term.is_product:
-            second = self.intervals.bounds[term.parents[1]]
-            run = second.upper - second.lower
-            chord = torch.where(run > 0, second.upper / torch.where(run > 0, run, 1.0), 0.5)
-            return {(index, "weight"): _per_row(chord.clamp(0, 1), batch, rows)}
+            chord = _chord_weight(self.intervals.bounds[term.parents[1]])
+            return {(index, "weight"): _per_row(chord, batch, rows)}
         if term.function is None or not term.function.free_lines:
             return {}
         least, most = self._slope_range(index)
@@ -139,7 +158,9 @@ class Relaxations:
         first, second = self.terms.terms[index].parents
         v_lower, v_upper = (t.unsqueeze(1) for t in self.intervals.bounds[first])
         g_lower, g_upper = (t.unsqueeze(1) for t in self.intervals.bounds[second])
-        weight = shares.get((index, "weight"), 0.5)
+        weight = shares.get((index, "weight"))
+        if weight is None:
+            weight = self.middle_weight(index).unsqueeze(1)
         positive, negative = coefficients.clamp(min=0), coefficients.clamp(max=0)
         other = 1 - weight
         # Above with the first weight on (v_upper, g_lower); below it is on (v_lower, g_lower).
@@ -150,6 +171,13 @@ class Relaxations:
         constants = -positive * (weight * v_upper * g_lower + other * v_lower * g_upper)
         constants = constants - negative * (weight * v_lower * g_lower + other * v_upper * g_upper)
         return of_v, of_g, _sum(constants), _sum(constants.abs())
+
+
+def _chord_weight(second: Interval) -> Tensor:
+    """The weight at which the planes do not depend on the first factor."""
+    run = second.upper - second.lower
+    chord = torch.where(run > 0, second.upper / torch.where(run > 0, run, 1.0), 0.5)
+    return chord.clamp(0, 1)
 
 
 def _sum(values: Tensor) -> Tensor:
