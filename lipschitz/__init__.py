@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lipschitz.api import local_lipschitz
+    from lipschitz.applications.curvature import HessianBounds, hessian_bounds, local_curvature
     from lipschitz.applications.jacobian import JacobianBounds, jacobian_bounds, jvp_bounds
     from lipschitz.applications.radii import CertifiedRadius, CertifyOptions, certified_radius
     from lipschitz.bounds.methods import METHODS
@@ -29,6 +30,7 @@ __all__ = [
     "BranchOptions",
     "CertifiedRadius",
     "CertifyOptions",
+    "HessianBounds",
     "InputError",
     "JacobianBounds",
     "LipschitzResult",
@@ -37,9 +39,11 @@ __all__ = [
     "Prepared",
     "build_graph",
     "certified_radius",
+    "hessian_bounds",
     "jacobian_bounds",
     "jvp_bounds",
     "load_model",
+    "local_curvature",
     "local_lipschitz",
     "make_problem",
 ]
@@ -47,6 +51,9 @@ __all__ = [
 # Public name -> the module that defines it.
 _HOME = {
     "local_lipschitz": "lipschitz.api",
+    **dict.fromkeys(
+        ("HessianBounds", "hessian_bounds", "local_curvature"), "lipschitz.applications.curvature"
+    ),
     **dict.fromkeys(
         ("JacobianBounds", "jacobian_bounds", "jvp_bounds"), "lipschitz.applications.jacobian"
     ),

@@ -107,7 +107,7 @@ def jacobian_bounds(
             one line.
         NotImplementedError: A layer that is not supported, by name.
     """
-    problem = _prepare(model, x, eps, box, classes, rows, dtype, clip)
+    problem = prepare_problem(model, x, eps, box, classes, rows, dtype, clip)
     root = root_bounds(problem, engine, optimize=optimize)
     bounds = checked(certified_entries(problem, root))
     return JacobianBounds(*bounds, problem.row_names)
@@ -157,8 +157,8 @@ def jvp_bounds(
     Raises:
         InputError, NotImplementedError: As :func:`jacobian_bounds`, or directions of another shape.
     """
-    problem = _prepare(model, x, eps, box, classes, rows, dtype, clip)
-    vectors = _directions(directions, problem)
+    problem = prepare_problem(model, x, eps, box, classes, rows, dtype, clip)
+    vectors = direction_vectors(directions, problem)
     root = root_bounds(problem, engine, optimize=optimize)
     bounds = checked(certified_products(problem, root, vectors))
     return JacobianBounds(*bounds, problem.row_names)
@@ -199,7 +199,7 @@ def box_problem(
     return replace(problem, rows=rows.to(problem.rows), row_names=names)
 
 
-def _prepare(
+def prepare_problem(
     model: nn.Module | Graph,
     x: Numbers | None,
     eps: Numbers | str | None,
@@ -209,6 +209,11 @@ def _prepare(
     dtype: torch.dtype | None,
     clip: Ends | None,
 ) -> LocalProblem:
+    """The problem of a call like :func:`jacobian_bounds`, in the precision that it asks for.
+
+    Raises:
+        InputError, NotImplementedError: As there.
+    """
     disable_tf32()
     check_dtype(dtype)
     ends = (None, None) if box is None else pair_of("box", box)
@@ -222,8 +227,12 @@ def _prepare(
     return box_problem(graph, x, eps, box=box, classes=classes, rows=rows, clip=clip)
 
 
-def _directions(directions: Numbers | None, problem: LocalProblem) -> Tensor:
-    """The directions as [V, *input_shape]."""
+def direction_vectors(directions: Numbers | None, problem: LocalProblem) -> Tensor:
+    """The directions as [V, *input_shape].
+
+    Raises:
+        InputError: None, of another shape, or not finite.
+    """
     shape = tuple(problem.centre.shape)
     if directions is None:
         raise InputError("directions are missing: give one v of the input's shape, or many")
