@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from lipschitz.arguments import check_dtype
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.methods import GLOBAL, METHODS, check_measure, choose_engine
+from lipschitz.bounds.methods import (
+    GLOBAL,
+    METHODS,
+    check_measure,
+    check_products,
+    choose_engine,
+)
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.outcome import (
     Bounder,
@@ -83,6 +89,7 @@ class Prepared:
             check_branching(branching, self.engine)
         graph = model if isinstance(model, Graph) else build_graph(model, input_shape)
         self.graph = graph if dtype is None else graph.to(graph.device, dtype)
+        check_products(self.graph, self.method, self.engine)
         self._bounder: Bounder | None = None
         self._search_engine: LirpaEngine | None = None
         if branching is None:

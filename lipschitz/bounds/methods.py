@@ -46,6 +46,8 @@ class Method:
         norms: Norms of single outputs and margins that it bounds, best known first.
         joint: Norms in which it bounds several outputs together as well; Linf is always so.
         counts_free: Can leave out inputs that the box does not let change.
+        products: Bounds networks that multiply two values which both depend on the input, on the
+            native engine.
         scope: Where its bound holds: ``local`` (in the box) or ``global`` (everywhere).
         certifies: ``upper bound``, ``exact given time`` or ``lower bound``.
         converted: How a constant of another norm was made one of Linf; None if it was not.
@@ -63,6 +65,7 @@ class Method:
     norms: tuple[str, ...] = ("inf", "1", "2")
     joint: tuple[str, ...] = ("1", "2")
     counts_free: bool = True
+    products: bool = False
     searches: bool = False
     timed_on: tuple[str, ...] = ()
     extra: str | None = None
@@ -142,12 +145,10 @@ def _ibp_auto_lirpa(graph: Graph, options: MethodOptions) -> Bounder:
 
 
 def _ibp_native(graph: Graph, options: MethodOptions) -> Bounder:
-    from lipschitz.bounds.native.interval import interval_norm_bound
+    from lipschitz.bounds.native.terms.jacobian import interval_bound
 
     def bound(problem: LocalProblem) -> Tensor:
-        return interval_norm_bound(
-            graph, problem.lower, problem.upper, problem.rows, problem.measure
-        )
+        return interval_bound(graph, problem.lower, problem.upper, problem.rows, problem.measure)
 
     return bound
 
@@ -245,6 +246,7 @@ METHODS: dict[str, Method] = {
     "ibp": Method(
         "interval bound propagation on the Jacobian",
         {"native": _ibp_native, "auto_lirpa": _ibp_auto_lirpa},
+        products=True,
     ),
     "global": Method(
         "product of the layers' operator norms",
@@ -301,6 +303,7 @@ METHODS: dict[str, Method] = {
         "sampled and climbed gradients; nothing certified above",
         {"native": _sampling},
         certifies=LOWER,
+        products=True,
         timed_on=("native",),
     ),
 }
@@ -382,3 +385,25 @@ def check_measure(method: str, engine: str, asked: Asked) -> None:
         )
     if asked.only_free and not known.counts_free:
         raise InputError(f"method {method!r} counts all inputs: leave out inputs 'free'")
+
+
+def check_products(graph: Graph, method: str, engine: str) -> None:
+    """Refuse a network with products of two values where a method does not bound these.
+
+    Args:
+        graph: The network.
+        method: A name in :data:`METHODS`, or ``bab``.
+        engine: Its engine.
+
+    Raises:
+        InputError: With the methods that do.
+    """
+    from lipschitz.network.graph import refuse_products
+
+    known = [name for name, m in METHODS.items() if m.products]
+    advice = f"use method {' or '.join(known)} on engine native"
+    if method not in known:
+        what = f"method {method!r}" if method in METHODS else "branch and bound"
+        refuse_products(graph, what, advice)
+    elif engine != "native":
+        refuse_products(graph, f"engine {engine!r}", advice)

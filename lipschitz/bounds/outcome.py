@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.global_norm import global_norm_bound
-from lipschitz.bounds.native.interval import interval_norm_bound
+from lipschitz.bounds.native.terms.jacobian import interval_bound
 from lipschitz.bounds.true_gradients import GradientNorms
 from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem
@@ -85,7 +85,7 @@ def interrupted_at_once(problem: LocalProblem, *, everywhere: bool) -> Outcome:
     if everywhere:
         bounds = global_norm_bound(problem.graph, problem.rows, problem.measure)
     else:
-        bounds = interval_norm_bound(
+        bounds = interval_bound(
             problem.graph, problem.lower, problem.upper, problem.rows, problem.measure
         )
     return Outcome(raise_upper_bound(bounds), nothing_found(problem), status=INTERRUPTED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.interval import forward_intervals, jacobian_interval, slope_intervals
+from lipschitz.bounds.native.terms.jacobian import gradient_intervals
 from lipschitz.problem import LocalProblem
 
 
@@ -42,9 +42,7 @@ def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor
 
     computed = measure(matrices(problem.graph.gradients(points, directions)))[:, 0]
     points, directions = points.double(), directions.double()
-    bounds = forward_intervals(graph, points, points).bounds
-    preacts = {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
-    entries = jacobian_interval(graph, directions, slope_intervals(graph, preacts))
+    entries = gradient_intervals(graph, points, points, directions)
     norms = measure.at_least(*(matrices(end) for end in entries))[:, 0]
     norms = torch.minimum(norms.to(computed), computed)
     return norms.nan_to_num(-torch.inf, posinf=-torch.inf)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.network.activations import Activation
-from lipschitz.network.activations.derivative import Derivative, derivative_of
+from lipschitz.network.activations.derivative import derivative_of
 from lipschitz.network.affine import AffineMap, Combination
 from lipschitz.network.graph import Graph
 from lipschitz.relaxation import LineBounds
@@ -101,7 +101,8 @@ class Terms:
         self.terms = [Term((), graph.input_shape)]
         self._slopes: dict[int, int] = {}
         for node in graph.nodes[1:]:
-            self.terms.append(Term(node.parents, node.shape, node.affine, node.activation))
+            kind = (node.affine, node.activation, node.is_product)
+            self.terms.append(Term(node.parents, node.shape, *kind))
 
     @property
     def output(self) -> int:
@@ -190,11 +191,7 @@ class Terms:
                 raise NotImplementedError(
                     f"the slope of {term.function.activation} has no derivative: it jumps"
                 )
-            slope = (
-                term.function.derivative
-                if isinstance(term.function, Derivative)
-                else derivative_of(term.function) or Step(term.function)
-            )
+            slope = derivative_of(term.function) or Step(term.function)
             self._slopes[index] = self.add(Term(term.parents, term.shape, function=slope))
         return self._slopes[index]
 

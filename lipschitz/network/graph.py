@@ -1,19 +1,20 @@
-"""The network as a graph of affine maps and activations, with its backward pass.
+"""The network as a graph of affine maps, unary functions and products, with its backward pass.
 
-:func:`build_graph` traces a PyTorch module with ``torch.fx`` and refuses, by name, whatever is
-neither affine nor in the activation table. The graph's Jacobian is compared with autograd's on
-the original module before anything is bounded, so a wrong rule cannot pass silently.
+:func:`build_graph` traces a PyTorch module with ``torch.fx`` and refuses, by name, whatever cannot
+be written with these. The graph's Jacobian is compared with autograd's on the original module
+before anything is bounded, so a wrong rule cannot pass silently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from lipschitz.errors import InputError
 from lipschitz.network.activations import Activation
 from lipschitz.network.affine import AffineMap
 
@@ -22,7 +23,7 @@ SlopeFunction = Callable[["Node", Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the network.
+    """One step of the network: the input, or exactly one of the last three is set.
 
     Attributes:
         name: The traced name, for messages.
@@ -31,6 +32,8 @@ class Node:
         affine: The map, if this is an affine node.
         activation: The activation, if this is an activation node (it has one parent, whose value
             is the pre-activation and has the same shape).
+        is_product: Whether it is the product of its two parents, element by element; all three
+            have the same shape.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Node:
     shape: torch.Size
     affine: AffineMap | None = None
     activation: Activation | None = None
+    is_product: bool = False
 
 
 class Graph:
@@ -66,15 +70,18 @@ class Graph:
         """Indices of the activation nodes, in forward order."""
         return [i for i, node in enumerate(self.nodes) if node.activation is not None]
 
+    @property
+    def product_nodes(self) -> list[int]:
+        """Indices of the products of two values, in forward order."""
+        return [i for i, node in enumerate(self.nodes) if node.is_product]
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Graph:
         """The same graph with its weights on ``device`` in ``dtype``."""
         nodes = [
-            Node(
-                n.name,
-                n.parents,
-                n.shape,
-                None if n.affine is None else n.affine.to(device, dtype),
-                None if n.activation is None else n.activation.to(device, dtype),
+            replace(
+                n,
+                affine=None if n.affine is None else n.affine.to(device, dtype),
+                activation=None if n.activation is None else n.activation.to(device, dtype),
             )
             for n in self.nodes
         ]
@@ -97,6 +104,8 @@ class Graph:
             inputs = [values[p] for p in node.parents]
             if node.affine is not None:
                 values.append(node.affine.forward(*inputs))
+            elif node.is_product:
+                values.append(inputs[0] * inputs[1])
             else:
                 values.append(node.activation.forward(inputs[0]))
         return values
@@ -107,7 +116,8 @@ class Graph:
         """Gradient of ``rows . f(x)``, by the chain rule through the graph.
 
         Args:
-            values: Value of every node, as :meth:`values` returns them, batch B.
+            values: Value of every node, as :meth:`values` returns them, batch B; or of fewer
+                points, each for as many consecutive rows, if ``slope`` repeats its slopes so.
             rows: Output directions, [B, C].
             slope: Slope of an activation node given its pre-activation; its true slope if None.
 
@@ -122,6 +132,12 @@ class Graph:
                 continue
             if node.affine is not None:
                 contributions = node.affine.adjoint(cotangent)
+            elif node.is_product:
+                first, second = (values[p] for p in node.parents)
+                contributions = (
+                    cotangent * _repeated(second, cotangent),
+                    cotangent * _repeated(first, cotangent),
+                )
             else:
                 preact = values[node.parents[0]]
                 s = node.activation.slope(preact) if slope is None else slope(node, preact)
@@ -137,3 +153,28 @@ class Graph:
     def gradients(self, x: Tensor, rows: Tensor) -> Tensor:
         """``J(x)^T rows`` at every point: x [B, *input_shape], rows [B, C]."""
         return self.pull_back(self.values(x), rows)
+
+
+def _repeated(value: Tensor, rows: Tensor) -> Tensor:
+    """A value of every row, [B, *shape], from one of every point."""
+    return value if len(value) == len(rows) else value.repeat_interleave(len(rows) // len(value), 0)
+
+
+def refuse_products(graph: Graph, who: str, advice: str) -> None:
+    """Refuse a network that multiplies two values which both depend on its input.
+
+    Args:
+        graph: The network.
+        who: What does not bound such a network.
+        advice: What does.
+
+    Raises:
+        InputError: Naming the first product.
+    """
+    products = graph.product_nodes
+    if products:
+        raise InputError(
+            f"{who} does not bound products of two values that both depend on the input, and "
+            f"{graph.nodes[products[0]].name!r} is one (attention, gates and normalisation have "
+            f"them): {advice}"
+        )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
 from lipschitz.rounding import guard
@@ -38,7 +39,7 @@ class ForwardIntervals(NamedTuple):
         bounds: One interval per node, each tensor [B, *shape].
         rounding: One tensor per node: how far rounding may have moved a value computed there
             from the last activations' values (see :mod:`lipschitz.rounding`), [B, *shape]; zeros
-            at the input and at activations.
+            at the input, at activations and at products.
     """
 
     bounds: list[Interval]
@@ -65,6 +66,12 @@ def forward_intervals(
     known, stop = preacts or {}, None if last is None else last + 1
     for index, node in enumerate(graph.nodes[1:stop], start=1):
         inputs = [bounds[p] for p in node.parents]
+        if node.is_product:
+            found = product_interval(*inputs)
+            margin = unit * torch.maximum(found.lower.abs(), found.upper.abs())
+            bounds.append(Interval(found.lower - margin, found.upper + margin))
+            rounding.append(torch.zeros_like(found.lower))
+            continue
         if node.affine is None:
             if index in known:
                 inputs = [intersect(inputs[0], known[index])]
@@ -94,11 +101,40 @@ def slope_intervals(graph: Graph, preacts: dict[int, Interval]) -> dict[int, Int
 
     Returns:
         Slope interval by activation node, [B, *shape].
+
+    Raises:
+        InputError: A pre-activation reaches where its activation is not defined, or steep without
+            bound.
     """
+    check_domains(graph, preacts)
     return {
         index: Interval(*graph.nodes[index].activation.slope_interval(*preact))
         for index, preact in preacts.items()
     }
+
+
+def check_domains(graph: Graph, preacts: dict[int, Interval]) -> None:
+    """Refuse boxes on which an activation's argument may reach where it is not defined.
+
+    Args:
+        graph: The network.
+        preacts: Pre-activation interval by activation node, [B, *shape].
+
+    Raises:
+        InputError: Naming the node, the function and the interval.
+    """
+    for index, (lower, upper) in preacts.items():
+        node = graph.nodes[index]
+        if not node.activation.needs:
+            continue
+        bad = node.activation.is_undefined(lower, upper)
+        if bool(bad.any()):
+            least, most = lower[bad].min(), upper[bad].max()
+            raise InputError(
+                f"the argument of {node.name!r}, {node.activation}, may be anything from "
+                f"{float(least):.6g} to {float(most):.6g} on this box: it must stay "
+                f"{node.activation.needs}; give a smaller box, or a network that keeps it there"
+            )
 
 
 def product_interval(factor: Interval, slope: Interval) -> Interval:
@@ -114,7 +150,7 @@ def jacobian_interval(graph: Graph, rows: Tensor, slopes: dict[int, Interval]) -
     """Interval bounds of ``J(x)^T rows`` given slope intervals.
 
     Args:
-        graph: The network.
+        graph: The network, without products of two values.
         rows: Output directions [R, C].
         slopes: Slope interval by activation node, [R or 1, *shape].
 
@@ -152,7 +188,7 @@ def interval_norm_bound(
     """Upper bound of the Jacobian's norm over one box by interval arithmetic alone.
 
     Args:
-        graph: The network.
+        graph: The network, without products of two values.
         lower, upper: The box, [*input_shape].
         rows: Output directions [R, C].
         measure: The norm, that of Linf if None.

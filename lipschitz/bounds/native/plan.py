@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.network.affine import Combination, Reshape, Scale
-from lipschitz.network.graph import Graph
+from lipschitz.network.graph import Graph, refuse_products
 
 
 class Exactness(IntEnum):
@@ -50,9 +50,13 @@ class Plan:
         magnitudes: For every affine node, the map with the magnitudes of its coefficients.
         largest: Number of elements of the largest node.
         kept: Cache of what other modules compute from the graph alone, by keys of their own.
+
+    Raises:
+        InputError: The network has products of two values, which this propagation does not know.
     """
 
     def __init__(self, graph: Graph) -> None:
+        refuse_products(graph, "this bound", "use method ibp or sampling on engine native")
         self.graph = graph
         last = len(graph.nodes) - 1
         live = {last}

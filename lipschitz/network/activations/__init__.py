@@ -1,6 +1,13 @@
 """Activations: everything bound propagation must know about one, in one table."""
 
 from lipschitz.network.activations.base import Activation
+from lipschitz.network.activations.elementary import (
+    CutExponential,
+    Exponential,
+    Logarithm,
+    Power,
+    Share,
+)
 from lipschitz.network.activations.piecewise import Absolute, PReLU
 from lipschitz.network.activations.relu import PiecewiseLinear
 from lipschitz.network.activations.smooth import Softsign, Square
@@ -16,8 +23,13 @@ __all__ = [
     "SUPPORTED_ACTIVATIONS",
     "Absolute",
     "Activation",
+    "CutExponential",
+    "Exponential",
+    "Logarithm",
     "PReLU",
     "PiecewiseLinear",
+    "Power",
+    "Share",
     "Softsign",
     "Square",
 ]

@@ -26,6 +26,7 @@ from lipschitz.network.activations.piecewise import ELU, Hardswish
 from lipschitz.network.activations.smooth import (
     FAR,
     Arctan,
+    Erf,
     Sigmoid,
     Softplus,
     Softsign,
@@ -122,6 +123,25 @@ def _arctan(z: Tensor) -> Jet:
                 return (6 * square - 2) * q * q.square()
             case _:
                 return 24 * z * q * (1 - square) * q * q.square()
+
+    return order
+
+
+def _erf(z: Tensor) -> Jet:
+    z = z.clamp(-60, 60)
+    square = z.square()
+    first = 2 / math.sqrt(math.pi) * torch.exp(-square)
+
+    def order(n: int) -> Tensor:
+        match n:
+            case 1:
+                return first
+            case 2:
+                return -2 * z * first
+            case 3:
+                return (4 * square - 2) * first
+            case _:
+                return z * (12 - 8 * square) * first
 
     return order
 
@@ -230,6 +250,7 @@ _FORMULAS: dict[type[Activation], Callable[[Activation, int, Tensor], Jet]] = {
     Tanh: lambda a, formula, z: _tanh(z),
     Tanhshrink: lambda a, formula, z: _tanhshrink(z),
     Arctan: lambda a, formula, z: _arctan(z),
+    Erf: lambda a, formula, z: _erf(z),
     Softsign: lambda a, formula, z: _softsign(formula, z),
     Softplus: lambda a, formula, z: _softplus(a, z),
     SiLU: lambda a, formula, z: _silu(z),

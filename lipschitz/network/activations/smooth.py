@@ -131,6 +131,31 @@ class Arctan(Bell):
 
 
 @dataclass(frozen=True)
+class Erf(Bell):
+    """The error function."""
+
+    name = "erf"
+    slope_range = (0.0, 1.1283792)
+    value_range = (-1.0, 1.0)
+
+    def forward(self, preact: Tensor) -> Tensor:
+        """The activation itself, any shape."""
+        return torch.erf(preact)
+
+    def true_slope(self, preact: Tensor) -> Tensor:
+        """``2 exp(-z^2) / sqrt(pi)``."""
+        return 2 / math.sqrt(math.pi) * torch.exp(-preact.clamp(-FAR, FAR).square())
+
+    def half_inverse(self, slope: Tensor) -> Tensor:
+        """The ``z >= 0`` of a slope."""
+        return (-torch.log(slope * (math.sqrt(math.pi) / 2))).clamp(min=0).sqrt()
+
+    def slope_scale(self, preact: Tensor) -> Tensor:
+        """The slope itself, times the magnitude of the exponent."""
+        return self.true_slope(preact) * (1 + preact.clamp(-FAR, FAR).square())
+
+
+@dataclass(frozen=True)
 class Softsign(Bell):
     """``z / (1 + |z|)``."""
 

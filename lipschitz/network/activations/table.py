@@ -5,6 +5,7 @@ A new activation is a class, and a line in each of these; nothing else.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipschitz.network.activations.base import Activation
+from lipschitz.network.activations.derivative import cosine
+from lipschitz.network.activations.elementary import Exponential, Logarithm, Power
 from lipschitz.network.activations.gated import GELU, Mish, SiLU, TanhGELU
 from lipschitz.network.activations.periodic import Sine
 from lipschitz.network.activations.piecewise import (
@@ -26,6 +29,7 @@ from lipschitz.network.activations.piecewise import (
 from lipschitz.network.activations.relu import PiecewiseLinear
 from lipschitz.network.activations.smooth import (
     Arctan,
+    Erf,
     Sigmoid,
     Softplus,
     Softsign,
@@ -54,9 +58,15 @@ def _log_sigmoid() -> Activation:
 
 
 def _power(exponent: float | Tensor) -> Activation:
-    if isinstance(exponent, Tensor) or exponent != 2:
-        raise NotImplementedError("of the powers only the square")
-    return Square()
+    if isinstance(exponent, Tensor) and exponent.numel() == 1:
+        exponent = exponent.item()
+    if not isinstance(exponent, (int, float)):
+        raise NotImplementedError("of the powers only those with one number as the exponent")
+    if exponent == 2:
+        return Square()
+    if not math.isfinite(exponent) or exponent == 0:
+        raise NotImplementedError(f"a power of {exponent}")
+    return Power(float(exponent))
 
 
 def _clamp(
@@ -118,6 +128,13 @@ ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
     F.gelu: _gelu,
     **dict.fromkeys((torch.atan, torch.arctan, "atan", "arctan"), Arctan),
     **dict.fromkeys((torch.sin, "sin"), Sine),
+    **dict.fromkeys((torch.cos, "cos"), cosine),
+    **dict.fromkeys((torch.exp, "exp"), Exponential),
+    **dict.fromkeys((torch.log, "log"), Logarithm),
+    **dict.fromkeys((torch.sqrt, "sqrt"), lambda: Power(0.5)),
+    **dict.fromkeys((torch.rsqrt, "rsqrt"), lambda: Power(-0.5)),
+    **dict.fromkeys((torch.reciprocal, "reciprocal"), lambda: Power(-1.0)),
+    **dict.fromkeys((torch.erf, torch.special.erf, "erf"), Erf),
     **dict.fromkeys((torch.abs, torch.absolute, operator.abs, "abs", "absolute"), Absolute),
     **dict.fromkeys((torch.square, "square"), Square),
     **dict.fromkeys((torch.pow, operator.pow, "pow", "__pow__"), _power),
@@ -127,5 +144,5 @@ ACTIVATION_FUNCTIONS: dict[object, Callable[..., Activation]] = {
 SUPPORTED_ACTIVATIONS = (
     "ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh/clamp, Hardswish, Softshrink, ELU, SELU, "
     "CELU, Softplus, LogSigmoid, SiLU, Mish, GELU, tanh, Tanhshrink, sigmoid, arctan, softsign, "
-    "sin, abs, the square, MaxPool"
+    "sin, cos, exp, log, erf, sqrt, rsqrt, reciprocal, powers, abs, MaxPool"
 )

@@ -317,7 +317,7 @@ REFUSED_FUNCTIONS: dict[str, str] = {
         ("layer_norm", "group_norm"),
         "its mean and variance depend on the input, so it is not affine",
     ),
-    **dict.fromkeys(("normalize", "reciprocal", "rsqrt"), _DIVIDES),
+    "normalize": _DIVIDES,
     "scaled_dot_product_attention": "attention multiplies functions of the input with each other",
     "detach": "its gradient is not that of its value",
 }

@@ -18,6 +18,7 @@ from lipschitz.network.activations.piecewise import (
 )
 from lipschitz.network.activations.smooth import (
     Arctan,
+    Erf,
     Sigmoid,
     Softplus,
     Softsign,
@@ -53,6 +54,7 @@ ACTIVATIONS = [
     Tanhshrink(),
     Sigmoid(),
     Arctan(),
+    Erf(),
     Softsign(),
     Sine(),
     Square(),

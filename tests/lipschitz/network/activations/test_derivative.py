@@ -14,6 +14,7 @@ from lipschitz.network.activations.periodic import Sine
 from lipschitz.network.activations.piecewise import ELU, Absolute, Hardswish, PReLU
 from lipschitz.network.activations.smooth import (
     Arctan,
+    Erf,
     Sigmoid,
     Softplus,
     Softsign,
@@ -27,6 +28,7 @@ CURVED = [
     Tanh(),
     Tanhshrink(),
     Arctan(),
+    Erf(),
     Softsign(),
     Softplus(),
     Softplus(3.0),

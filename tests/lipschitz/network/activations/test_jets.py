@@ -10,6 +10,7 @@ from lipschitz.network.activations.periodic import Sine
 from lipschitz.network.activations.piecewise import ELU, Hardswish, Hardtanh
 from lipschitz.network.activations.smooth import (
     Arctan,
+    Erf,
     Sigmoid,
     Softplus,
     Softsign,
@@ -23,6 +24,7 @@ CURVED = [
     Tanh(),
     Tanhshrink(),
     Arctan(),
+    Erf(),
     Softsign(),
     Softplus(),
     Softplus(3.0),
