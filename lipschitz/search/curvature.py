@@ -23,7 +23,6 @@ from lipschitz.bounds.native.hessian_norms import (
 from lipschitz.bounds.native.hessian_root import RootProducts, first_order, is_affine
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.memory.budget import default_memory_budget
-from lipschitz.bounds.native.spectrum import spectral_bound
 from lipschitz.bounds.true_curvature import TrueCurvature, sample_curvature
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling
 from lipschitz.errors import InputError
@@ -81,18 +80,17 @@ class _Curvature:
         known = first_order(
             problem, self.terms, optimize=self.optimize, clock=clock.part(_SHARE_OF_FIRST_ORDER)
         )
-        part = clock.part(_SHARE_OF_ENTRIES)
-        root = RootProducts(problem, self.terms, known, clock=part, optimize=self.optimize)
-        entries = root.hessians()
-        self._lower(hessian_norm_bound(problem.norm, *entries))
+        options = {"optimize": self.optimize}
+        whole = RootProducts(problem, self.terms, known, clock=clock, **options)
         few = problem.centre.numel() <= FEW_SIGNS
-        if problem.norm == "1" or (problem.norm == "inf" and few):
-            self._bound_directions(entries, RootProducts(problem, self.terms, known, clock=clock))
-        elif problem.norm == "2" and self._is_small and not clock.is_over:
-            box = (
-                end.expand(len(problem.rows), *end.shape) for end in (problem.lower, problem.upper)
-            )
-            self._lower(spectral_bound(self.terms, Interval(*box), problem.rows)[0])
+        by_directions = problem.norm == "1" or (problem.norm == "inf" and few)
+        if not by_directions:
+            self._lower(whole.matrices())
+        part = clock.part(_SHARE_OF_ENTRIES)
+        entries = RootProducts(problem, self.terms, known, clock=part, **options).hessians()
+        self._lower(hessian_norm_bound(problem.norm, *entries))
+        if by_directions:
+            self._bound_directions(entries, whole)
 
     @property
     def _is_small(self) -> bool:
@@ -113,6 +111,8 @@ class _Curvature:
         bounds = _by_entries(self.measure, entries, directions)
         bounds = torch.minimum(bounds, self.bounds.unsqueeze(1))
         self.directions, self.direction_bounds = directions.reshape(many, *shape), bounds
+        if problem.norm == "1":
+            return  # the entries have had rows of their own
         row, which = (bounds > self.found.norms.unsqueeze(1)).nonzero().unbind(1)
         order = bounds[row, which].argsort(descending=True)
         row, which = row[order], which[order]

@@ -188,12 +188,14 @@ class HessianTerms:
         """Numbers that affine forms of one box take."""
         return self.size * (1 + self.graph.input_shape.numel())
 
-    def chunks(self, count: int, *, forward: bool, rows: int = 1) -> Iterator[slice]:
-        """Boxes, of ``count``, that fit in memory at once with so many rows backward each."""
-        numbers = self.size * _COPIES * rows
-        if forward:
-            numbers = max(numbers, self.forward_cost() * _COPIES)
-        fit = max(1, _BUDGETS * self.budget // (numbers * self.graph.dtype.itemsize))
+    def at_once(self, *, forward: bool) -> int:
+        """How many boxes fit in memory, with one row backward each."""
+        numbers = _COPIES * (self.forward_cost() if forward else self.size)
+        return max(1, _BUDGETS * self.budget // (numbers * self.graph.dtype.itemsize))
+
+    def chunks(self, count: int, *, forward: bool) -> Iterator[slice]:
+        """Boxes, of ``count``, in parts that fit in memory."""
+        fit = self.at_once(forward=forward)
         return (slice(b, b + fit) for b in range(0, count, fit))
 
     def over(

@@ -19,6 +19,7 @@ Shapes: matrices [..., D, D].
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +29,9 @@ from lipschitz.rounding import guard, raise_upper_bound
 
 # Inputs up to which all sign vectors are tried; there are 2^(D-1) of them up to the sign. A choice.
 FEW_SIGNS = 12
-# Steps towards better weights, and the first step's length in the logarithm. Choices: any weights
-# give a bound.
-_WEIGHT_STEPS, _WEIGHT_RATE = 24, 2.0
+# Steps towards better weights, their length, and the number of inputs up to which they are made.
+# Choices: any weights give a bound.
+_WEIGHT_STEPS, _WEIGHT_RATE, _MOST_WEIGHED = 24, 0.25, 256
 
 
 @lru_cache(maxsize=16)
@@ -84,37 +85,90 @@ def _inf_norm_bound(matrices: Tensor) -> Tensor:
     if count <= FEW_SIGNS:
         signs = sign_vectors(count, matrices)
         return (matrices @ signs.T).abs().sum(-2).amax(-1)
-    return weighted_bound(matrices)
+    return weighted_bound(matrices).bound
 
 
-def weighted_bound(matrices: Tensor, steps: int = _WEIGHT_STEPS) -> Tensor:
-    """The bound by weights, of symmetric matrices [..., D, D]: [...], in float64.
+class Weighted(NamedTuple):
+    """The bound by weights, and the weights.
+
+    Attributes:
+        bound: [...], in float64.
+        weights: d, [..., D].
+    """
+
+    bound: Tensor
+    weights: Tensor
+
+
+def _scaled(matrices: Tensor, weights: Tensor) -> Tensor:
+    """``D^(-1/2) H D^(-1/2)``."""
+    scale = weights.rsqrt()
+    return matrices * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+
+
+def weighted_bound(matrices: Tensor) -> Weighted:
+    """The bound by weights, of symmetric matrices [..., D, D].
 
     The weights start as row sums and follow the gradient of the bound's logarithm, which for the
     top eigenvector u is ``d_i / sum(d) - u_i^2``; the least bound on the way counts.
     """
-    matrices = matrices.double()
+    matrices, count = matrices.double(), matrices.shape[-1]
     tiny = torch.finfo(torch.float64).tiny
-    sums, count = matrices.abs().sum(-1), matrices.shape[-1]
-    total = sums.sum(-1, keepdim=True)
+    sums = matrices.abs().sum(-1)
     # No weight is 0; where a row is, the weight costs a millionth of the bound at most.
-    weights = torch.maximum(sums, 1e-6 * total / count).clamp(min=tiny)
-    best = torch.full_like(total.squeeze(-1), torch.inf)
+    weights = torch.maximum(sums, 1e-6 * sums.mean(-1, keepdim=True)).clamp(min=tiny)
+    best = Weighted(torch.full_like(sums[..., 0], torch.inf), weights)
+    steps = _WEIGHT_STEPS if count <= _MOST_WEIGHED else 0
     for step in range(steps + 1):
-        scale = weights.rsqrt()
-        scaled = matrices * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-        spectral = spectral_norm_bound(scaled)
-        whole = weights.sum(-1)
-        best = torch.minimum(best, spectral * whole * (1 + guard(torch.float64) * count))
+        scaled, whole = _scaled(matrices, weights), weights.sum(-1)
+        bound = spectral_norm_bound(scaled) * whole * (1 + guard(torch.float64) * count)
+        better = (bound < best.bound).unsqueeze(-1)
+        best = Weighted(torch.fmin(bound, best.bound), torch.where(better, weights, best.weights))
         if step == steps:
             break
         values, vectors = torch.linalg.eigh(scaled)
-        top = values.abs().argmax(-1, keepdim=True).unsqueeze(-2)
-        top = top.expand(*vectors.shape[:-1], 1)
-        mass = vectors.gather(-1, top).squeeze(-1).square()
-        rate = _WEIGHT_RATE / (1 + step) ** 0.5
-        weights = weights * torch.exp(rate * (mass - weights / whole.unsqueeze(-1)))
+        mass = _outermost(values, vectors, 1).squeeze(-1).square()
+        rate = _WEIGHT_RATE * count / (1 + step)
+        change = rate * (mass - weights / whole.unsqueeze(-1))
+        weights = weights * change.clamp(-1, 1).exp()
     return best
+
+
+def _outermost(values: Tensor, vectors: Tensor, count: int) -> Tensor:
+    """The eigenvectors of the largest eigenvalues by magnitude, [..., D, count]."""
+    order = values.abs().argsort(-1, descending=True)[..., :count].unsqueeze(-2)
+    return vectors.gather(-1, order.expand(*vectors.shape[:-1], -1))
+
+
+def affine_norm_bound(norm: str, columns: Tensor, gap: Tensor) -> Tensor:
+    """Upper bound of the norm of every matrix between affine functions of u in [-1, 1]^D.
+
+    Of a sum ``M_0 + u_1 M_1 + ... + u_D M_D`` the moving part is bounded by the sum of the norms,
+    and, since ``|u|_2 <= sqrt(D)``, by ``sqrt(D)`` times the norm of all ``M_k`` side by side. The
+    intervals of entries know only the sum of all magnitudes.
+
+    Args:
+        norm: ``2``, or ``inf`` by weights.
+        columns: Symmetric matrices ``M_0 .. M_D``, [B, 1 + D, D, D].
+        gap: How far the entries may be from the sum, [B, D, D].
+
+    Returns:
+        [B], in float64, margins for rounding in ``gap`` or left to the caller.
+    """
+    columns, gap = columns.double(), gap.double()
+    if norm == "inf":
+        weights = weighted_bound(columns[:, 0]).weights
+        whole = weights.sum(-1)
+        columns = _scaled(columns, weights.unsqueeze(1))
+        extra = gap.sum((-2, -1))
+    else:
+        whole, extra = torch.ones_like(gap[:, 0, 0]), spectral_norm_bound(gap)
+    middle, moving = columns[:, 0], columns[:, 1:]
+    side_by_side = moving.transpose(1, 2).flatten(2)  # [B, i, k j]
+    together = spectral_norm_bound(side_by_side) * moving.shape[1] ** 0.5
+    moved = torch.minimum(together, spectral_norm_bound(moving).sum(-1))
+    unit = guard(torch.float64) * columns.shape[-1]
+    return ((spectral_norm_bound(middle) + moved) * whole + extra) * (1 + unit)
 
 
 def best_directions(norm: str, matrices: Tensor, starts: int = 8) -> Tensor:
@@ -133,16 +187,11 @@ def best_directions(norm: str, matrices: Tensor, starts: int = 8) -> Tensor:
         entry = matrices.abs().flatten(-2).argmax(-1) % count
         return torch.nn.functional.one_hot(entry, count).to(matrices)
     if norm == "2":
-        values, vectors = torch.linalg.eigh(matrices)
-        top = values.abs().argmax(-1)[..., None, None].expand(*vectors.shape[:-1], 1)
-        return vectors.gather(-1, top).squeeze(-1)
+        return _outermost(*torch.linalg.eigh(matrices), 1).squeeze(-1)
     if count <= FEW_SIGNS:
         signs = sign_vectors(count, matrices)
         return signs[(matrices @ signs.T).abs().sum(-2).argmax(-1)]
-    values, vectors = torch.linalg.eigh(matrices)
-    order = values.abs().argsort(-1, descending=True)[..., :starts]
-    order = order.unsqueeze(-2).expand(*vectors.shape[:-1], -1)
-    signs = _sign(vectors.gather(-1, order))
+    signs = _sign(_outermost(*torch.linalg.eigh(matrices), starts))
     for _ in range(count):
         image = matrices @ signs
         better = _sign(matrices @ _sign(image))

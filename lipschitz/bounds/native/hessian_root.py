@@ -20,6 +20,7 @@ from lipschitz.bounds.native.curvature import (
     KnownIntervals,
     nonlinear_nodes,
 )
+from lipschitz.bounds.native.hessian_matrices import matrix_bound
 from lipschitz.bounds.native.hessian_norms import symmetric
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.terms.linear import NO_STEPS, PlaneSearch
@@ -30,7 +31,10 @@ STAGE = "bounds of the Hessian"
 # Numbers that affine forms and backward rows of one problem may take. Choices: up to half a minute
 # on one core each.
 _LARGEST_FORWARD, _LARGEST_ROWS = 10**9, 10**9
-# The same for rows whose weights are optimised, which costs about a hundred times as much.
+# Inputs up to which affine forms of whole matrices are looked at together. A choice: their numbers
+# grow with its cube.
+_LARGEST_MATRIX = 128
+# Numbers of rows whose weights are optimised, which costs about a hundred times as much.
 _LARGEST_OPTIMISED = 2 * 10**6
 
 
@@ -133,10 +137,24 @@ class RootProducts:
         for part in self.clock.in_time(terms.chunks(total, forward=forward), STAGE):
             arguments = (self.problem.rows[rows[part]], directions[part], self._known(rows[part]))
             found = terms.over(self.box, *arguments, forward=forward)
-            entries = found.entries
-            if measure.norm == "1":
-                entries = found.linear_entries(search, self.clock)
-            bounds[part] = found.norm(measure, entries, search, self.clock)
+            bounds[part] = found.norm(measure, found.entries, search, self.clock)
+        return bounds
+
+    def matrices(self) -> Tensor:
+        """Upper bounds of the norm of every row's Hessian, from all entries at once, [R].
+
+        Infinity where that is too costly or the time did not suffice. Norms ``2`` and ``inf``.
+        """
+        problem, terms = self.problem, self.terms
+        count, inputs = len(problem.rows), problem.centre.numel()
+        bounds = problem.rows.new_full((count,), torch.inf)
+        if inputs * terms.forward_cost() * count > _LARGEST_FORWARD or inputs > _LARGEST_MATRIX:
+            return bounds
+        rows = torch.arange(count, device=bounds.device)
+        step = max(1, terms.at_once(forward=True) // inputs)
+        for part in self.clock.in_time([slice(r, r + step) for r in range(0, count, step)], STAGE):
+            arguments = (self.box, problem.rows[part], self._known(rows[part]))
+            bounds[part] = matrix_bound(terms, problem.norm, *arguments)[0]
         return bounds
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.curvature import HessianProducts
-from lipschitz.bounds.native.hessian_norms import hessian_norm_bound, symmetric
+from lipschitz.bounds.native.hessian_matrices import matrix_bound
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.spectrum import spectral_bound
 from lipschitz.bounds.true_curvature import TrueCurvature
 from lipschitz.norms import Measure
 from lipschitz.search.engines.inputs import Boxes
@@ -156,23 +155,12 @@ class MatrixSearch(HessianSearch):
     """The largest norm of the matrices ``H_r(x)`` over rows and the box."""
 
     def _bounded(self, boxes: Boxes) -> tuple[Tensor, Tensor]:
-        if self.measure.norm == "2":
-            return spectral_bound(self.terms, self._box(boxes), self.problem.rows[boxes.row])
-        count = boxes.lower.shape[1]
-        unit = torch.eye(count, dtype=boxes.lower.dtype, device=boxes.lower.device)
-        unit = self._shaped(unit).repeat(len(boxes), *[1] * len(self.problem.graph.input_shape))
-        box = Interval(*(end.repeat_interleave(count, 0) for end in self._box(boxes)))
-        rows = self.problem.rows[boxes.row].repeat_interleave(count, 0)
-        found = self.terms.over(box, rows, unit)
-        ends = (end.reshape(-1, count, count) for end in found.entries)
-        bound = hessian_norm_bound(self.measure.norm, *symmetric(*ends))
-        weight = _influence(found, boxes).reshape(len(boxes), count, -1).sum(1)
-        return bound, weight
+        rows = self.problem.rows[boxes.row]
+        return matrix_bound(self.terms, self.measure.norm, self._box(boxes), rows)
 
     def _chunks(self, count: int) -> list[slice]:
         inputs = self.problem.centre.numel()
-        largest = next(iter(self.terms.chunks(count * inputs, forward=True))).stop
-        step = max(1, largest // inputs)
+        step = max(1, self.terms.at_once(forward=True) // inputs)
         return [slice(b, b + step) for b in range(0, count, step)]
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
