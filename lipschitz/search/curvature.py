@@ -109,7 +109,7 @@ class _Curvature:
             directions = torch.eye(count, dtype=problem.rows.dtype, device=problem.rows.device)
         many = len(directions)
         bounds = _by_entries(self.measure, entries, directions)
-        bounds = torch.minimum(bounds, self.bounds.unsqueeze(1))
+        bounds = torch.fmin(bounds, self.bounds.unsqueeze(1))
         self.directions, self.direction_bounds = directions.reshape(many, *shape), bounds
         if problem.norm == "1":
             return  # the entries have had rows of their own

@@ -63,7 +63,7 @@ def hessian_norm_bound(norm: str, lower: Tensor, upper: Tensor) -> Tensor:
     """
     largest = upper_magnitude(lower, upper)
     if norm == "1":
-        return largest.amax((-2, -1))
+        return raise_upper_bound(largest.amax((-2, -1)))
     lower, upper = lower.double(), upper.double()
     middle = (lower + upper) / 2
     middle = (middle + middle.mT) / 2
