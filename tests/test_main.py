@@ -36,8 +36,8 @@ def in_training():
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
 def dropped():
     return nn.Sequential(nn.Linear(4, 6), nn.Dropout(), nn.Linear(6, 3))
-def attention():
-    return nn.Sequential(nn.Linear(4, 6), nn.Softmax(1), nn.Linear(6, 3)).eval()
+def jumps():
+    return nn.Sequential(nn.Linear(4, 6), nn.Threshold(0.1, 20.0), nn.Linear(6, 3)).eval()
 class Product(nn.Module):
     def forward(self, x):
         return x[:, :1] * x
@@ -109,9 +109,9 @@ def test_a_whole_network_from_a_file(folder):
         (["--load", "net.pt2", "--model", "own.py:make"], "--model own.py:make: leave it out"),
         (["--load", "net.keras"], "net.keras: .keras files are not read"),
         (["--model", "torchvision:resnet19"], "torchvision has no model 'resnet19'"),
-        (["--model", "own.py:attention"], "layer '1' of type Softmax"),
-        (["--model", "own.py:product"], "operator 'mul' (at 'mul') is not supported (both"),
-        (["--model", "own.py:normed"], "type LayerNorm is not supported (its mean"),
+        (["--model", "own.py:jumps"], "layer '1' of type Threshold"),
+        (["--model", "own.py:product"], "method 'crown' does not bound products of two values"),
+        (["--model", "own.py:normed"], "'_1' is one (attention, gates and"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
@@ -593,7 +593,7 @@ OWN_MISTAKES = {
     "clipping": (["--input-clipping"], "name the --data"),
     "batch norm": (["--model", "own.py:in_training"], "BatchNorm1d '1' is in training mode"),
     "dropout": (["--model", "own.py:dropped"], "Dropout '1' is in training mode"),
-    "unsupported": (["--model", "own.py:attention"], "'1' of type Softmax is not supported"),
+    "unsupported": (["--model", "own.py:jumps"], "'1' of type Threshold is not supported"),
     "nan weights": (["--model", "own.py:poisoned"], "NaN or infinity in '0.weight'"),
     "failing factory": (["--model", "own.py:fails"], "no weights today"),
     "no module": (["--model", "own.py:number"], "must return a torch.nn.Module"),

@@ -2,14 +2,14 @@
 
 The trace is run on a sample of inputs, so that every shape is known and everything that does
 not depend on the input (sizes, constants, ``self.weight * 2``) is simply computed. What depends on
-the input must have a rule in :mod:`lipschitz.network.affine` or be an activation of the table; the
-rest is refused by name.
+the input must have a rule in :mod:`lipschitz.network.affine` or in
+:mod:`lipschitz.network.composed`, or be an activation of the table; the rest is refused by name.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,26 +23,36 @@ from lipschitz.network.activations import (
     ACTIVATION_MODULES,
     SUPPORTED_ACTIVATIONS,
     Absolute,
-    Activation,
-    PiecewiseLinear,
     PReLU,
     Softsign,
     Square,
 )
-from lipschitz.network.affine import Branch, Call, Value
+from lipschitz.network.affine import Branch, Call
 from lipschitz.network.affine.calls import is_in_place
-from lipschitz.network.graph import Graph, Node
-from lipschitz.network.pooling import POOLING_FUNCTIONS, POOLING_MODULES, comparisons
+from lipschitz.network.composed import (
+    MASKED,
+    WRITTEN_FUNCTIONS,
+    WRITTEN_MODULES,
+    Extreme,
+    States,
+    Writer,
+)
+from lipschitz.network.graph import Graph
+from lipschitz.network.pooling import POOLING_FUNCTIONS, POOLING_MODULES
+from lipschitz.network.recording import Recording
 
 _COVERED = (
     "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
-    "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums and products with "
-    f"constants, and {SUPPORTED_ACTIVATIONS}"
+    "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums, products, quotients, "
+    "softmax, attention, LSTM and GRU of a batch that comes first, and "
+    f"{SUPPORTED_ACTIVATIONS}"
 )
+# Operators that masks are written with: minus infinity is a constant of these.
+_MASKING = frozenset(["add", "masked_fill", "where", "baddbmm"])
 _DIVISIONS = frozenset(["div", "divide", "true_divide", "truediv"])
 
 
-class Builder:
+class Builder(Recording):
     """Walks a trace once, computing what is constant and recording what is not.
 
     Args:
@@ -51,11 +61,9 @@ class Builder:
     """
 
     def __init__(self, traced: fx.GraphModule, sample: Tensor) -> None:
+        super().__init__(sample)
         self.modules = dict(traced.named_modules())
         self.traced = traced
-        self.sample = sample
-        self.nodes: list[Node] = []
-        self.samples: list[Tensor] = []  # value of each node on the sample
         self.env: dict[fx.Node, Any] = {}  # constants and, for the rest, Branch
         self.memory: dict[fx.Node, Tensor] = {}  # results on the sample, to see which share memory
         self.order = {node: i for i, node in enumerate(traced.graph.nodes)}
@@ -71,7 +79,7 @@ class Builder:
         for node in self.traced.graph.nodes:
             if node not in dead:
                 self.env[node] = self._visit(node)
-        return Graph(self._live_nodes(), self.sample.device, self.sample.dtype)
+        return Graph(self.live_nodes(), self.sample_input.device, self.sample_input.dtype)
 
     # -- helpers ---------------------------------------------------------------------------------
 
@@ -84,50 +92,11 @@ class Builder:
                 dead.add(node)
         return dead
 
-    def _live_nodes(self) -> list[Node]:
-        """The nodes that the output depends on, and the input, under new indices."""
-        live = {0, len(self.nodes) - 1}
-        for index in range(len(self.nodes) - 1, 0, -1):
-            if index in live:
-                live.update(self.nodes[index].parents)
-        place = {old: new for new, old in enumerate(sorted(live))}
-        return [
-            replace(self.nodes[old], parents=tuple(place[p] for p in self.nodes[old].parents))
-            for old in place
-        ]
-
     def _in_place(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return bool(getattr(self.modules[node.target], "inplace", False))
         options = node.kwargs.get("inplace", False), node.kwargs.get("out") is not None
         return is_in_place(node.target) or any(options)
-
-    def _add(
-        self, name: str, parents: tuple[int, ...], value: Tensor, **operation: object
-    ) -> Branch:
-        if value.dim() < 1 or value.shape[0] != self.sample.shape[0]:
-            raise NotImplementedError(
-                f"{name!r} does not keep the batch dimension first (it gives shape "
-                f"{tuple(value.shape)} for a batch of {self.sample.shape[0]})"
-            )
-        if value.dtype != self.sample.dtype:
-            raise NotImplementedError(f"{name!r} changes the precision to {value.dtype}")
-        self.nodes.append(Node(name, parents, value.shape[1:], **operation))
-        self.samples.append(value)
-        return Branch(len(self.nodes) - 1, value.shape[1:])
-
-    def _add_value(self, name: str, value: Value, result: Tensor | None = None) -> Branch:
-        """Record the maps of a rule's answer; ``result`` is the sample's value, where known."""
-        if isinstance(value, Branch):
-            if result is not None:  # the same numbers, but perhaps contiguous now
-                self.samples[value.index] = result
-            return value
-        parents = [self._add_value(f"{name}_{i}", v) for i, v in enumerate(value.inputs)]
-        operation = _detached(value.map).to(self.sample.device, self.sample.dtype)
-        if result is None:
-            with torch.no_grad():
-                result = operation.forward(*[self.samples[p.index] for p in parents])
-        return self._add(name, tuple(p.index for p in parents), result, affine=operation)
 
     def _resolve(self, argument: Any) -> Any:
         """Replace traced nodes inside an argument by constants or branches."""
@@ -137,6 +106,8 @@ class Builder:
         """Replace branches by their value on the sample."""
         if isinstance(argument, Branch):
             return self.samples[argument.index]
+        if isinstance(argument, Extreme):
+            return argument
         if isinstance(argument, (tuple, list)) and not isinstance(argument, torch.Size):
             return type(argument)([self._concrete(a) for a in argument])
         if isinstance(argument, dict):
@@ -166,8 +137,8 @@ class Builder:
                 raise NotImplementedError(
                     f"the network takes a second input {node.target!r}: only one is covered"
                 )
-            self.memory[node] = self.sample
-            return self._add(str(node.target), (), self.sample)
+            self.memory[node] = self.sample_input
+            return self.add(str(node.target), (), self.sample_input)
         if node.op == "get_attr":
             value: Any = self.traced
             for part in str(node.target).split("."):
@@ -176,11 +147,17 @@ class Builder:
         args, kwargs = tuple(self._resolve(node.args)), dict(self._resolve(node.kwargs))
         if node.op == "output":
             return self._output(args[0])
-        if node.target is operator.getitem and isinstance(args[0], tuple):
-            part = args[0][args[1]]
+        if node.target in (operator.getitem, getattr) and isinstance(args[0], tuple):
+            pick = operator.getitem if node.target is operator.getitem else getattr
+            part = pick(args[0], args[1])
             if isinstance(part, Branch):
                 self.memory[node] = self.samples[part.index]
             return part
+        if any(isinstance(value, States) for value in (*args, *kwargs.values())):
+            raise NotImplementedError(
+                f"{self._name(node)} is not supported: of the last states of a recurrent layer "
+                "only single ones, such as h[-1], are covered"
+            )
         computed = result = self._evaluate(node, args, kwargs)
         if isinstance(computed, Tensor):
             self.memory[node] = computed
@@ -227,8 +204,8 @@ class Builder:
             raise NotImplementedError(f"{self._name(node)}: {first_line(error)}") from error
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise InputError(
-                f"the network does not accept inputs of shape {tuple(self.sample.shape[1:])} in a "
-                f"batch of {len(self.sample)}: {node.name!r} fails with: {first_line(error)}"
+                f"the network does not accept inputs of shape {tuple(self.nodes[0].shape)} in a "
+                f"batch of {len(self.sample_input)}: {node.name!r} fails with: {first_line(error)}"
             ) from error
 
     def _name(self, node: fx.Node) -> str:
@@ -250,9 +227,9 @@ class Builder:
                 "that depends on its input"
             )
         if result.index != len(self.nodes) - 1 or len(result.shape) != 1:
-            value = self.samples[result.index].reshape(self.sample.shape[0], -1)
+            value = self.samples[result.index].reshape(self.sample_input.shape[0], -1)
             reshape = affine.Reshape(result.shape, value.shape[1:])
-            return self._add("output", (result.index,), value, affine=reshape)
+            return self.add("output", (result.index,), value, affine=reshape)
         return result
 
     def _dependent(self, node: fx.Node, args: tuple, kwargs: dict, result: Any) -> Any:
@@ -267,7 +244,9 @@ class Builder:
         if affine.SPLITS.intersection(names):
             return tuple(self._part(node, args, kwargs, i, part) for i, part in enumerate(result))
         if node.op == "call_module":
-            return self._module(node, self.modules[node.target], args, kwargs, result)
+            module = self.modules[node.target]
+            run = lambda a, k: self._run(node, a, k)  # noqa: E731
+            return self._module(node.name, module, args, kwargs, result, run)
         try:
             return self._function(node, names, args, kwargs, result)
         except (TypeError, AttributeError) as error:  # arguments its rule does not take
@@ -276,27 +255,37 @@ class Builder:
     def _function(
         self, node: fx.Node, names: tuple[str, ...], args: tuple, kwargs: dict, result: Any
     ) -> Branch:
+        if _MASKING.intersection(names) and _has_minus_infinity((args, kwargs)):
+            args, kwargs = _masked(args), _masked(kwargs)
+            result = self._evaluate(node, args, kwargs)
         pooling = _entry(POOLING_FUNCTIONS, node.target, names)
         if pooling is not None and isinstance(result, Tensor):
             windows = pooling(args[0].shape, result.shape[1:], *args[1:], **kwargs)
-            return self._maximum(node, args[0], windows, result)
+            return self.maximum(node.name, args[0], windows, result.shape[1:])
         activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
         if activation is not None and isinstance(args[0], Branch):
-            return self._add_activation(node, args[0], activation(*args[1:], **kwargs), result)
+            return self.add_function(node.name, args[0], activation(*args[1:], **kwargs), result)
         if "prelu" in names:  # it has a slope per channel, so the value's shape counts
             weight = kwargs["weight"] if "weight" in kwargs else args[1]
-            return self._add_activation(node, args[0], PReLU.of(weight, result), result)
+            return self.add_function(node.name, args[0], PReLU.of(weight, result), result)
         if "mul" in names and args[0] == args[1]:
-            return self._add_activation(node, args[0], Square(), result)
+            return self.add_function(node.name, args[0], Square(), result)
         if _DIVISIONS.intersection(names) and self._is_softsign(*args):
-            return self._add_activation(node, args[0], Softsign(), result)
+            return self.add_function(node.name, args[0], Softsign(), result)
         for name in names:
             if name in affine.REFUSED_FUNCTIONS:
                 raise NotImplementedError(affine.REFUSED_FUNCTIONS[name])
+            if name in WRITTEN_FUNCTIONS:
+                first = result[0] if isinstance(result, tuple) else result
+                call = self._call(node, args, kwargs, first)
+                writer = Writer(self, node.name)
+                written = WRITTEN_FUNCTIONS[name](writer, call, *args, **kwargs)
+                if written is not None:
+                    return written
             if name in affine.FUNCTION_RULES:
                 call = self._call(node, args, kwargs, result)
                 value = affine.FUNCTION_RULES[name](call, *args, **kwargs)
-                return self._add_value(node.name, value, result)
+                return self.add_value(node.name, value, result)
         raise NotImplementedError
 
     def _is_softsign(self, numerator: Any, denominator: Any) -> bool:
@@ -315,24 +304,45 @@ class Builder:
             and numerator.shape == denominator.shape
         )
 
-    def _call(self, node: fx.Node, args: tuple, kwargs: dict, result: Any) -> Call:
+    def _call(
+        self,
+        node: fx.Node | None,
+        args: tuple,
+        kwargs: dict,
+        result: Any,
+        run: Callable[[tuple, dict], Any] | None = None,
+    ) -> Call:
         if not isinstance(result, Tensor):
             raise NotImplementedError(f"it gives a {type(result).__name__}")
-        if result.dtype != self.sample.dtype:
+        if result.dtype != self.sample_input.dtype:
             raise NotImplementedError(f"it changes the precision to {result.dtype}")
-        return Call(args, kwargs, result, lambda a, k: self._run(node, a, k))
+        return Call(args, kwargs, result, run or (lambda a, k: self._run(node, a, k)))
 
     def _part(self, node: fx.Node, args: tuple, kwargs: dict, i: int, part: Tensor) -> Branch:
         """Result number ``i`` of a split."""
         call = Call(args, kwargs, part, lambda a, k: self._run(node, a, k)[i])
-        return self._add_value(f"{node.name}_{i}", affine.positive(call), part)
+        return self.add_value(f"{node.name}_{i}", affine.positive(call), part)
 
     def _module(
-        self, node: fx.Node, module: nn.Module, args: tuple, kwargs: dict, value: Any
-    ) -> Branch:
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict,
+        value: Any,
+        run: Callable[[tuple, dict], Any],
+    ) -> Any:
+        """What a layer gives: a branch, or several."""
         refused = _lookup(module, affine.REFUSED_MODULES)
         if refused is not None:
             raise NotImplementedError(refused)
+        rule = _lookup(module, WRITTEN_MODULES)
+        if rule is not None:
+            if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
+                raise NotImplementedError("it has a forward hook")
+            written = rule(Writer(self, name), module, *args, **kwargs)
+            if written is not None:
+                return written
         if len(args) != 1 or kwargs or not isinstance(args[0], Branch):
             raise NotImplementedError("it takes more than one input")
         if module._forward_hooks or module._forward_pre_hooks:
@@ -341,53 +351,48 @@ class Builder:
             return args[0]
         rule = _lookup(module, affine.MODULE_RULES)
         if rule is not None:
-            applied = rule(self._call(node, args, kwargs, value), module)
-            return self._add_value(node.name, applied, value)
+            applied = rule(self._call(None, args, kwargs, value, run), module)
+            return self.add_value(name, applied, value)
         pooling = _lookup(module, POOLING_MODULES)
         if pooling is not None and isinstance(value, Tensor):
             windows = pooling[0](args[0].shape, value.shape[1:], **pooling[1](module))
-            return self._maximum(node, args[0], windows, value)
+            return self.maximum(name, args[0], windows, value.shape[1:])
         activation = _lookup(module, ACTIVATION_MODULES)
         if activation is not None:
-            return self._add_activation(node, args[0], activation(module, value), value)
+            return self.add_function(name, args[0], activation(module, value), value)
         raise NotImplementedError
 
-    def _add_activation(
-        self, node: fx.Node, parent: Branch, activation: Activation, value: Tensor
-    ) -> Branch:
-        activation = activation.to(self.sample.device, self.sample.dtype)
-        if not parent.shape:  # one number per example: everything else reads neurons as a vector
-            vector = affine.reshaped(parent, torch.Size([1]))
-            parent = self._add_value(f"{node.name}.vector", vector)
-            number = self._add(
-                node.name, (parent.index,), value.unsqueeze(1), activation=activation
-            )
-            return self._add_value(f"{node.name}.number", affine.reshaped(number, torch.Size()))
-        return self._add(node.name, (parent.index,), value, activation=activation)
+    def call_module(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """What a layer inside another gives.
 
-    def _maximum(self, node: fx.Node, parent: Branch, windows: Tensor, value: Tensor) -> Branch:
-        """The largest entry of every window, see :mod:`lipschitz.network.pooling`."""
-        current, relu = parent, PiecewiseLinear()
-        device, dtype = value.device, value.dtype
-        for level in comparisons(windows, parent.shape, value.shape[1:]):
-            x = self.samples[current.index]
-            chosen = level.chosen.to(device, dtype)
-            kept = chosen.linear(x)
-            base = self._add(f"{node.name}.keep", (current.index,), kept, affine=chosen)
-            if not level.difference.output_shape.numel():  # windows of one entry
-                return self._add_value(node.name, affine.reshaped(base, value.shape[1:]), value)
-            difference, placed = (p.to(device, dtype) for p in (level.difference, level.placed))
-            excess = difference.linear(x)
-            compared = self._add(
-                f"{node.name}.compare", (current.index,), excess, affine=difference
-            )
-            excess = relu.forward(excess)
-            positive = self._add(f"{node.name}.relu", (compared.index,), excess, activation=relu)
-            excess = placed.linear(excess)
-            gain = self._add(f"{node.name}.place", (positive.index,), excess, affine=placed)
-            both = affine.Combination((1, 1), kept.shape[1:])
-            current = self._add(node.name, (base.index, gain.index), kept + excess, affine=both)
-        return current
+        Raises:
+            NotImplementedError: It is not covered, by name.
+        """
+
+        def run(given: tuple, options: dict) -> Any:
+            return module(*given, **options)
+
+        try:
+            with torch.no_grad():
+                value = run(self._concrete(args), self._concrete(kwargs))
+            return self._module(name, module, args, kwargs, value, run)
+        except NotImplementedError as error:
+            reason = str(error) or "it is not covered"
+            raise NotImplementedError(f"its {type(module).__name__} {name!r}: {reason}") from error
+
+    def call_function(self, name: str, function: Callable[..., Tensor], x: Branch) -> Branch:
+        """What a function or layer of one value gives inside a layer.
+
+        Raises:
+            NotImplementedError: It is not an activation of the table.
+        """
+        if isinstance(function, nn.Module):
+            return self.call_module(name, function, x)
+        names = affine.operator_names(function)
+        activation = _entry(ACTIVATION_FUNCTIONS, function, names)
+        if activation is None:
+            raise NotImplementedError(f"its activation {getattr(function, '__name__', function)}")
+        return self.add_function(name, x, activation())
 
 
 def _entry(table: dict[Any, Any], target: Any, names: tuple[str, ...]) -> Any:
@@ -406,9 +411,26 @@ def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:
     return None
 
 
-def _detached(operation: affine.AffineMap) -> affine.AffineMap:
-    """Weights as plain tensors: no bound needs gradients with respect to them."""
-    for name, value in vars(operation).items():
-        if isinstance(value, Tensor):
-            setattr(operation, name, value.detach().clone())
-    return operation
+def _is_masking(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and bool((value < MASKED).any())
+    return isinstance(value, float) and value < MASKED
+
+
+def _has_minus_infinity(argument: Any) -> bool:
+    """Whether a constant among the arguments is minus infinity, or near the end of a float."""
+    values = argument.values() if isinstance(argument, dict) else argument
+    if isinstance(argument, (dict, tuple, list)):
+        return any(_has_minus_infinity(value) for value in values)
+    return _is_masking(argument)
+
+
+def _masked(argument: Any) -> Any:
+    """The arguments with a large negative number instead, of which softmax makes the same."""
+    if isinstance(argument, dict):
+        return {key: _masked(value) for key, value in argument.items()}
+    if isinstance(argument, (tuple, list)) and not isinstance(argument, torch.Size):
+        return type(argument)([_masked(value) for value in argument])
+    if not _is_masking(argument):
+        return argument
+    return argument.clamp(min=MASKED) if isinstance(argument, Tensor) else MASKED

@@ -19,7 +19,7 @@ from torch import Tensor
 from lipschitz.network.affine.base import Applied, Branch, Value
 from lipschitz.network.affine.maps import Positive, Reshape, Weighted
 
-_NAMESPACES = (F, torch, operator, torch.Tensor, torch._C._nn)
+_NAMESPACES = (F, torch, operator, torch.Tensor, torch._C._nn, torch._C._linalg)
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "truediv"}
 _WRITES = frozenset(["setitem", "delitem", *_IN_PLACE])
 

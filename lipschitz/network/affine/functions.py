@@ -308,16 +308,6 @@ METADATA = frozenset(_METADATA.split())
 # Functions that read only the shape, dtype or device of their second argument.
 LIKE_ANOTHER = frozenset(["to", "type_as", "expand_as", "view_as", "reshape_as"])
 
-_DIVIDES = "it divides by a function of the input"
 REFUSED_FUNCTIONS: dict[str, str] = {
-    **dict.fromkeys(
-        ("softmax", "log_softmax", "softmin"), f"{_DIVIDES}; leave it out and bound the logits"
-    ),
-    **dict.fromkeys(
-        ("layer_norm", "group_norm"),
-        "its mean and variance depend on the input, so it is not affine",
-    ),
-    "normalize": _DIVIDES,
-    "scaled_dot_product_attention": "attention multiplies functions of the input with each other",
     "detach": "its gradient is not that of its value",
 }

@@ -149,24 +149,12 @@ IDENTITY_MODULES: tuple[type[nn.Module], ...] = (
     nn.FeatureAlphaDropout,
 )
 
-_STATISTICS = (
-    "its mean and variance depend on the input, so it is not affine; BatchNorm in eval mode is"
-)
-_ATTENTION = "attention multiplies functions of the input with each other"
-_GATES = "its gates multiply functions of the input with each other"
-
 # Reasons, for layers that are often asked for.
 REFUSED_MODULES: dict[type[nn.Module], str] = {
-    nn.LayerNorm: _STATISTICS,
-    nn.GroupNorm: _STATISTICS,
-    nn.LocalResponseNorm: "it divides by a function of the input",
+    nn.LocalResponseNorm: "it divides by a power of the input's sums; write it with pow",
     **dict.fromkeys(
-        (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin),
-        "it divides by a function of the input; leave it out and bound the logits",
+        (nn.TransformerDecoder, nn.TransformerDecoderLayer, nn.Transformer),
+        "its second input, the memory, is not covered",
     ),
-    **dict.fromkeys((nn.MultiheadAttention, nn.TransformerEncoderLayer), _ATTENTION),
-    **dict.fromkeys((nn.TransformerEncoder, nn.TransformerDecoder, nn.Transformer), _ATTENTION),
-    **dict.fromkeys((nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell), _GATES),
-    nn.Bilinear: "both factors depend on the input",
     nn.Embedding: "its input is an index, which has no neighbourhood",
 }

@@ -34,6 +34,7 @@ from lipschitz.network.affine import (
     TransposedConvolution,
     Weighted,
 )
+from lipschitz.network.affine.layout import Centre, Differences, Expand, Permute, Sum
 from lipschitz.network.graph import Graph
 from lipschitz.network.pooling import Selection
 from lipschitz.rounding import guard
@@ -142,7 +143,7 @@ def _combination(affine: Combination) -> _Adjoint:
     return lambda sums: [sums if sign > 0 else sums.negated() for sign in affine.signs]
 
 
-def _selection(affine: Selection) -> _Adjoint:
+def _selection(affine: Selection | Centre | Differences) -> _Adjoint:
     plus, minus = affine.of_sign(1), affine.of_sign(-1)
 
     def adjoint(sums: SignedSums) -> list[SignedSums]:
@@ -162,6 +163,8 @@ _RULES: dict[type[AffineMap], Callable[..., _Adjoint]] = {
     Reshape: _never_negative,
     Combination: _combination,
     Selection: _selection,
+    **dict.fromkeys((Centre, Differences), _selection),
+    **dict.fromkeys((Expand, Permute, Sum), _never_negative),
 }
 
 

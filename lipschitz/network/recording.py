@@ -1,0 +1,133 @@
+"""The nodes of a graph as they are added, each with its value on a sample of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lipschitz.network import affine
+from lipschitz.network.activations import Activation, PiecewiseLinear
+from lipschitz.network.affine import Branch, Value
+from lipschitz.network.graph import Node
+from lipschitz.network.pooling import comparisons
+
+
+class Recording:
+    """Nodes in topological order.
+
+    Args:
+        sample: A batch of inputs, [B, *input_shape].
+
+    Attributes:
+        sample_input: The same.
+        nodes: So far.
+        samples: The value of each on the sample.
+    """
+
+    def __init__(self, sample: Tensor) -> None:
+        self.sample_input = sample
+        self.nodes: list[Node] = []
+        self.samples: list[Tensor] = []
+
+    def sample(self, branch: Branch) -> Tensor:
+        """The value of a branch on the sample, [batch, *shape]."""
+        return self.samples[branch.index]
+
+    def live_nodes(self) -> list[Node]:
+        """The nodes that the output depends on, and the input, under new indices."""
+        live = {0, len(self.nodes) - 1}
+        for index in range(len(self.nodes) - 1, 0, -1):
+            if index in live:
+                live.update(self.nodes[index].parents)
+        place = {old: new for new, old in enumerate(sorted(live))}
+        return [
+            replace(self.nodes[old], parents=tuple(place[p] for p in self.nodes[old].parents))
+            for old in place
+        ]
+
+    def add(
+        self, name: str, parents: tuple[int, ...], value: Tensor, **operation: object
+    ) -> Branch:
+        if value.dim() < 1 or value.shape[0] != self.sample_input.shape[0]:
+            raise NotImplementedError(
+                f"{name!r} does not keep the batch dimension first (it gives shape "
+                f"{tuple(value.shape)} for a batch of {self.sample_input.shape[0]})"
+            )
+        if value.dtype != self.sample_input.dtype:
+            raise NotImplementedError(f"{name!r} changes the precision to {value.dtype}")
+        self.nodes.append(Node(name, parents, value.shape[1:], **operation))
+        self.samples.append(value)
+        return Branch(len(self.nodes) - 1, value.shape[1:])
+
+    def add_value(self, name: str, value: Value, result: Tensor | None = None) -> Branch:
+        """Record the maps of a rule's answer; ``result`` is the sample's value, where known."""
+        if isinstance(value, Branch):
+            if result is not None:  # the same numbers, but perhaps contiguous now
+                self.samples[value.index] = result
+            return value
+        parents = [self.add_value(f"{name}_{i}", v) for i, v in enumerate(value.inputs)]
+        operation = _detached(value.map).to(self.sample_input.device, self.sample_input.dtype)
+        if result is None:
+            with torch.no_grad():
+                result = operation.forward(*[self.samples[p.index] for p in parents])
+        return self.add(name, tuple(p.index for p in parents), result, affine=operation)
+
+    def add_function(
+        self, name: str, parent: Branch, function: Activation, result: Tensor | None = None
+    ) -> Branch:
+        """Record a unary function; ``result`` is the sample's value, where known."""
+        function = function.to(self.sample_input.device, self.sample_input.dtype)
+        if not parent.shape:  # one number per example: everything else reads neurons as a vector
+            vector = affine.reshaped(parent, torch.Size([1]))
+            parent = self.add_value(f"{name}.vector", vector)
+            result = None if result is None else result.unsqueeze(1)
+            number = self.add_function(name, parent, function, result)
+            return self.add_value(f"{name}.number", affine.reshaped(number, torch.Size()))
+        if result is None:
+            with torch.no_grad():
+                result = function.forward(self.sample(parent))
+        return self.add(name, (parent.index,), result, activation=function)
+
+    def add_product(self, name: str, first: Branch, second: Branch) -> Branch:
+        """Record the product of two values of one shape."""
+        value = self.sample(first) * self.sample(second)
+        return self.add(name, (first.index, second.index), value, is_product=True)
+
+    def maximum(self, name: str, parent: Branch, windows: Tensor, shape: torch.Size) -> Branch:
+        """The largest entry of every window, see :mod:`lipschitz.network.pooling`.
+
+        Args:
+            name: For messages.
+            parent: The value.
+            windows: Flat positions in it, [windows, entries]; -1 for padding.
+            shape: Of the result, without the batch dimension.
+        """
+        current, relu = parent, PiecewiseLinear()
+        device, dtype = self.sample_input.device, self.sample_input.dtype
+        for level in comparisons(windows, parent.shape, shape):
+            x = self.samples[current.index]
+            chosen = level.chosen.to(device, dtype)
+            kept = chosen.linear(x)
+            base = self.add(f"{name}.keep", (current.index,), kept, affine=chosen)
+            if not level.difference.output_shape.numel():  # windows of one entry
+                return self.add_value(name, affine.reshaped(base, shape))
+            difference, placed = (p.to(device, dtype) for p in (level.difference, level.placed))
+            excess = difference.linear(x)
+            compared = self.add(f"{name}.compare", (current.index,), excess, affine=difference)
+            excess = relu.forward(excess)
+            positive = self.add(f"{name}.relu", (compared.index,), excess, activation=relu)
+            excess = placed.linear(excess)
+            gain = self.add(f"{name}.place", (positive.index,), excess, affine=placed)
+            both = affine.Combination((1, 1), kept.shape[1:])
+            current = self.add(name, (base.index, gain.index), kept + excess, affine=both)
+        return current
+
+
+def _detached(operation: affine.AffineMap) -> affine.AffineMap:
+    """Weights as plain tensors: no bound needs gradients with respect to them."""
+    for name, value in vars(operation).items():
+        if isinstance(value, Tensor):
+            setattr(operation, name, value.detach().clone())
+    return operation
