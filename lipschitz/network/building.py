@@ -30,6 +30,7 @@ from lipschitz.network.activations import (
 from lipschitz.network.affine import Branch, Call
 from lipschitz.network.affine.calls import is_in_place
 from lipschitz.network.composed import (
+    MASK_FROM,
     MASKED,
     WRITTEN_FUNCTIONS,
     WRITTEN_MODULES,
@@ -153,6 +154,9 @@ class Builder(Recording):
             if isinstance(part, Branch):
                 self.memory[node] = self.samples[part.index]
             return part
+        selects = node.target is torch.ops.aten.select.int and isinstance(args[0], States)
+        if selects and args[1] == 0:
+            return args[0][args[2]]
         if any(isinstance(value, States) for value in (*args, *kwargs.values())):
             raise NotImplementedError(
                 f"{self._name(node)} is not supported: of the last states of a recurrent layer "
@@ -413,12 +417,12 @@ def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:
 
 def _is_masking(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.is_floating_point() and bool((value < MASKED).any())
-    return isinstance(value, float) and value < MASKED
+        return value.is_floating_point() and bool((value < MASK_FROM).any())
+    return isinstance(value, float) and value < MASK_FROM
 
 
 def _has_minus_infinity(argument: Any) -> bool:
-    """Whether a constant among the arguments is minus infinity, or near the end of a float."""
+    """Whether a constant among the arguments is minus infinity, or stands for it."""
     values = argument.values() if isinstance(argument, dict) else argument
     if isinstance(argument, (dict, tuple, list)):
         return any(_has_minus_infinity(value) for value in values)
@@ -433,4 +437,6 @@ def _masked(argument: Any) -> Any:
         return type(argument)([_masked(value) for value in argument])
     if not _is_masking(argument):
         return argument
-    return argument.clamp(min=MASKED) if isinstance(argument, Tensor) else MASKED
+    if not isinstance(argument, Tensor):
+        return MASKED
+    return torch.where(argument < MASK_FROM, MASKED, argument)

@@ -2,11 +2,9 @@
 
 from lipschitz.network.activations.base import Activation
 from lipschitz.network.activations.elementary import (
-    CutExponential,
     Exponential,
     Logarithm,
     Power,
-    Share,
 )
 from lipschitz.network.activations.piecewise import Absolute, PReLU
 from lipschitz.network.activations.relu import PiecewiseLinear
@@ -23,13 +21,11 @@ __all__ = [
     "SUPPORTED_ACTIVATIONS",
     "Absolute",
     "Activation",
-    "CutExponential",
     "Exponential",
     "Logarithm",
     "PReLU",
     "PiecewiseLinear",
     "Power",
-    "Share",
     "Softsign",
     "Square",
 ]

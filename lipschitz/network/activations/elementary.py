@@ -20,10 +20,6 @@ from lipschitz.relaxation import LineBounds
 
 # Units in the last place by which values may be off; torch's own functions are within 4.
 _VALUE_UNITS = 8
-# Where the exponential inside a softmax is cut off, by precision. Shares of the total below
-# ``exp(-cut)`` count as anything from 0 to that. A choice: they are far below the unit in the last
-# place of 1, and neither the cut exponential nor its square overflows.
-_CUTS = {torch.float32: 40.0, torch.float64: 200.0}
 _NAMES = {-1.0: "reciprocal", 0.5: "sqrt", -0.5: "rsqrt"}
 
 
@@ -104,44 +100,6 @@ class Exponential(_Elementary):
     def inverse_slope(self, piece: int, slope: Tensor) -> Tensor:
         """The logarithm."""
         return torch.log(slope)
-
-
-@dataclass(frozen=True)
-class CutExponential(Exponential):
-    """``exp(min(z, cut))``, for sums that :class:`Share` takes: nothing overflows.
-
-    As its slope counts its own value, beyond the cut too; what that is wrong by is in the margins
-    of :class:`Share`.
-    """
-
-    cut: float = _CUTS[torch.float32]
-
-    @property
-    def breakpoints(self) -> tuple[float, ...]:
-        """The cut."""
-        return (self.cut,)
-
-    curvatures = (1, 0)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> CutExponential:
-        """With the cut of a precision."""
-        return replace(self, cut=_CUTS[dtype])
-
-    def forward(self, preact: Tensor) -> Tensor:
-        """The function itself, any shape."""
-        return torch.exp(preact.clamp(max=self.cut))
-
-    def piece_slope(self, piece: int, preact: Tensor) -> Tensor:
-        """None beyond the cut; for lines."""
-        return preact.new_zeros(()) if piece else self.forward(preact)
-
-    def one_sided_slope(self, preact: Tensor, *, after: bool) -> Tensor:
-        """Its own value."""
-        return self.forward(preact)
-
-    def slope_interval(self, preact_lower: Tensor, preact_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Interval of values."""
-        return self.interval(preact_lower, preact_upper)
 
 
 @dataclass(frozen=True)
@@ -308,57 +266,3 @@ class Power(_Elementary):
         elif not self._is_one_sided:
             root = root * ratio.sign()
         return root - self.shift
-
-
-@dataclass(frozen=True)
-class Share(Power):
-    """``1 / (1 + z)`` and its derivatives, z a sum of exponentials that may have been cut off.
-
-    It is what softmax makes of its largest terms: ``1 / (1 + sum exp(z_j - z_i))``. Where the sum
-    reaches the cut ``c``, the true sum may be anything larger. The true share is then within
-    ``exp(-c)`` of this one; and for the derivative of order n the true one, divided by n cut
-    exponentials, is within ``n! exp(-(n + 1) c)``: for one,
-    ``y_i^2 exp(d) / exp(min(d, c)) <= exp(-d) exp(-c)`` if ``d > c``, and below ``1 / (1 + z)^2``
-    otherwise.
-
-    Attributes:
-        cut: Where exponentials are cut off.
-    """
-
-    exponent: float = -1.0
-    shift: float = 1.0
-    positive: bool = True
-    cut: float = _CUTS[torch.float32]
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Share:
-        """With the cut of a precision."""
-        return replace(self, cut=_CUTS[dtype])
-
-    @property
-    def name(self) -> str:
-        """By its derivatives."""
-        return "share" + "'" * round(-self.exponent - 1)
-
-    def _slack(self, upper: Tensor, factor: float, exponent: float) -> Tensor:
-        """What the true function may be off by, given the upper end of the sum."""
-        error = 1.01 * abs(factor) * math.exp(exponent * self.cut)
-        return error * (~(upper < 0.5 * math.exp(self.cut))).to(upper)
-
-    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Image of an interval, of true shares."""
-        slack = self._slack(upper, self.factor, self.exponent)
-        least, most = super().interval(lower, upper)
-        return self._within(self.value_range, least - slack, most + slack)
-
-    def slope_interval(self, preact_lower: Tensor, preact_upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Interval of slopes, of true shares."""
-        slack = self._slack(preact_upper, self.factor * self.exponent, self.exponent - 1)
-        least, most = super().slope_interval(preact_lower, preact_upper)
-        return self._within(self.slope_range, least - slack, most + slack)
-
-    def support(
-        self, slope: Tensor, lower: Tensor, upper: Tensor, side: int
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`Activation.support`, around true shares."""
-        intercept, point = super().support(slope, lower, upper, side)
-        return intercept - side * self._slack(upper, self.factor, self.exponent), point

@@ -8,7 +8,15 @@ and recurrent layers. :mod:`writer` has the steps they are written with.
 from lipschitz.network.composed.functions import WRITTEN_FUNCTIONS, Extreme
 from lipschitz.network.composed.modules import WRITTEN_MODULES
 from lipschitz.network.composed.recurrent import States
-from lipschitz.network.composed.softmax import MASKED
+from lipschitz.network.composed.softmax import MASK_FROM, MASKED
 from lipschitz.network.composed.writer import Writer
 
-__all__ = ["MASKED", "WRITTEN_FUNCTIONS", "WRITTEN_MODULES", "Extreme", "States", "Writer"]
+__all__ = [
+    "MASKED",
+    "MASK_FROM",
+    "WRITTEN_FUNCTIONS",
+    "WRITTEN_MODULES",
+    "Extreme",
+    "States",
+    "Writer",
+]

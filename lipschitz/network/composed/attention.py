@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.network.affine import Branch
-from lipschitz.network.composed.softmax import MASKED, softmax
+from lipschitz.network.composed.softmax import MASK_FROM, MASKED, softmax
 from lipschitz.network.composed.writer import Writer
 
 
@@ -52,7 +52,7 @@ def added(mask: Tensor, dims: int) -> Tensor:
         if mask.dim() > dims + 1 or not bool((mask == mask[:1]).all()):
             raise NotImplementedError("its mask has a batch dimension")
         mask = mask[0]
-    return mask.clamp(min=MASKED)
+    return torch.where(mask < MASK_FROM, MASKED, mask)
 
 
 def multihead(
@@ -120,7 +120,7 @@ def _mask_of(attn_mask: Tensor | None, padding: Tensor | None, heads: int) -> Te
 
 def _left_out(mask: Tensor) -> Tensor:
     mask = torch.where(mask, MASKED, 0.0) if mask.dtype == torch.bool else mask
-    return mask.clamp(min=MASKED)
+    return torch.where(mask < MASK_FROM, MASKED, mask)
 
 
 def encoder_layer(

@@ -7,7 +7,6 @@ other. A number of examples that the file fixes is taken for whatever the batch 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.errors import InputError
+from lipschitz.network.formats.onnx_folding import Step, folded, with_ranks, without_transposes
 from lipschitz.network.formats.onnx_operators import OPERATORS
 from lipschitz.network.formats.onnx_shapes import Context
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operator of the file.
-
-    Attributes:
-        operator: Its ONNX name.
-        context: Attributes and shapes.
-        inputs, outputs: Names of values; an input that is left out has the name ''.
-    """
-
-    operator: str
-    context: Context
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 class OnnxNetwork(nn.Module):
@@ -52,7 +36,8 @@ class OnnxNetwork(nn.Module):
         self.input_name, self.output_name = input_name, output_name
         self.constant_names = {name: f"constant_{i}" for i, name in enumerate(constants)}
         for name, value in constants.items():
-            if value.is_floating_point():
+            # Minus infinity is a mask; as a weight it would be refused.
+            if value.is_floating_point() and bool(torch.isfinite(value).all()):
                 parameter = nn.Parameter(value, requires_grad=False)
                 self.register_parameter(self.constant_names[name], parameter)
             else:
@@ -110,6 +95,7 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
     known = [*graph.value_info, *graph.input, *graph.output]
     shapes = {v.name: _dimensions(v) for v in known if v.type.tensor_type.HasField("shape")}
     shapes |= {name: tuple(value.shape) for name, value in constants.items()}
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=13)
     steps = []
     for node in graph.node:
         attributes = {a.name: _attribute(onnx, a) for a in node.attribute}
@@ -124,11 +110,15 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
             tuple(shapes.get(name) for name in node.input),
             len(node.output),
             batch,
+            opset,
         )
         outputs = (
             node.output[:1] if node.op_type in ("Dropout", "BatchNormalization") else node.output
         )
         steps.append(Step(node.op_type, context, tuple(node.input), tuple(outputs)))
+    steps = without_transposes(steps, constants)
+    steps = folded(path, steps, constants)
+    steps = with_ranks(path, steps, constants, inputs[0].name, (batch or 2, *shape))
     network = OnnxNetwork(steps, constants, inputs[0].name, graph.output[0].name).eval()
     _try_out(path, network, (batch or 2, *shape))
     return network, tuple(shape)

@@ -219,6 +219,75 @@ def _sum(context: Context, first: Any, *others: Any) -> Any:
     return first
 
 
+def _softmax(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Softmax or its logarithm; before opset 13 over all dimensions from the axis on."""
+
+    def compute(context: Context, x: Any) -> Any:
+        axis = context("axis", -1 if context.opset >= 13 else 1)
+        if context.opset < 13 and axis % context.rank != context.rank - 1:
+            raise NotImplementedError("over several dimensions, as before opset 13")
+        return function(x, dim=axis)
+
+    return compute
+
+
+def _layer_norm(context: Context, x: Any, scale: Tensor, bias: Tensor | None = None) -> Any:
+    if context("axis", -1) % context.rank != context.rank - scale.dim():
+        raise NotImplementedError("an axis other than the first that its scale has")
+    return F.layer_norm(x, tuple(scale.shape), scale, bias, context("epsilon", 1e-5))
+
+
+def _rms_norm(context: Context, x: Any, scale: Tensor) -> Any:
+    if context("axis", -1) % context.rank != context.rank - scale.dim():
+        raise NotImplementedError("an axis other than the first that its scale has")
+    return F.rms_norm(x, tuple(scale.shape), scale, context("epsilon", 1e-5))
+
+
+def _instance_norm(context: Context, x: Any, scale: Tensor, bias: Tensor) -> Any:
+    eps = context("epsilon", 1e-5)
+    return F.instance_norm(x, None, None, scale, bias, use_input_stats=True, eps=eps)
+
+
+def _group_norm(context: Context, x: Any, scale: Tensor, bias: Tensor) -> Any:
+    groups = context("num_groups")
+    if len(scale) == groups and len(scale) != context.shapes[0][1]:
+        raise NotImplementedError("a scale per group")
+    return F.group_norm(x, groups, scale, bias, context("epsilon", 1e-5))
+
+
+def _pow(context: Context, x: Any, exponent: Any) -> Any:
+    if isinstance(exponent, Tensor) and exponent.numel() == 1 and not isinstance(x, Tensor):
+        return torch.pow(x, exponent.item())
+    return torch.pow(x, exponent)
+
+
+def _hard_sigmoid(context: Context, x: Any) -> Any:
+    return torch.clamp(x * context("alpha", 0.2) + context("beta", 0.5), 0.0, 1.0)
+
+
+def _several(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """The largest or smallest of any number of values."""
+
+    def compute(context: Context, first: Any, *others: Any) -> Any:
+        for other in others:
+            first = function(first, other)
+        return first
+
+    return compute
+
+
+def _reduced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a value, its axes and whether they are kept."""
+
+    def compute(context: Context, x: Any, axes: Any = None) -> Any:
+        axes = context("axes") if axes is None else numbers_of(axes)
+        if axes is None:
+            raise NotImplementedError("without axes it mixes the examples of a batch")
+        return function(x, tuple(axes), bool(context("keepdims", 1)))
+
+    return compute
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     **SHAPE_OPERATORS,
     "Conv": _conv,
@@ -229,7 +298,25 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Sub": _binary(operator.sub),
     "Mul": _binary(operator.mul),
     "Div": _binary(operator.truediv),
-    "Pow": lambda context, x, exponent: torch.pow(x, exponent.item()),
+    "Pow": _pow,
+    "Exp": _unary(torch.exp),
+    "Log": _unary(torch.log),
+    "Sqrt": _unary(torch.sqrt),
+    "Reciprocal": _unary(torch.reciprocal),
+    "Erf": _unary(torch.erf),
+    "Tan": _unary(torch.tan),
+    "Max": _several(torch.maximum),
+    "Min": _several(torch.minimum),
+    "ReduceMax": _reduced(torch.amax),
+    "ReduceMin": _reduced(torch.amin),
+    "ReduceSumSquare": _reduced(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep)),
+    "ReduceL1": _reduced(lambda x, axes, keep: torch.abs(x).sum(axes, keepdim=keep)),
+    "ReduceL2": _reduced(lambda x, axes, keep: torch.norm(x, 2, axes, keep)),
+    "LayerNormalization": _layer_norm,
+    "RMSNormalization": _rms_norm,
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "HardSigmoid": _hard_sigmoid,
     "Sum": _sum,
     "Einsum": lambda context, *x: torch.einsum(context("equation"), *x),
     "Neg": _unary(torch.neg),
@@ -260,5 +347,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Cos": _unary(torch.cos),
     "Abs": _unary(torch.abs),
     "Clip": _clip,
-    "Softmax": _unary(F.softmax, dim=("axis", -1)),
+    "Softmax": _softmax(F.softmax),
+    "LogSoftmax": _softmax(F.log_softmax),
 }

@@ -24,12 +24,14 @@ class Context:
         shapes: Of each input, None where unknown; a size that is left open is None.
         outputs: How many outputs are asked for.
         batch: Number of examples that the file fixes; None if it leaves that open.
+        opset: Version of the operators.
     """
 
     attributes: dict[str, Any]
     shapes: tuple[tuple[int | None, ...] | None, ...]
     outputs: int
     batch: int | None
+    opset: int = 13
 
     def __call__(self, name: str, default: Any = None) -> Any:
         """An attribute, or its default."""
@@ -205,4 +207,5 @@ SHAPE_OPERATORS: dict[str, Callable[..., Any]] = {
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
     "Where": lambda context, condition, a, b: torch.where(condition, a, b),
+    "Equal": lambda context, a, b: torch.eq(a, b),
 }

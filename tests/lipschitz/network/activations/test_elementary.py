@@ -1,4 +1,4 @@
-"""Exponential, logarithm, powers and shares: intervals and lines over ten decades, and domains."""
+"""Exponential, logarithm and powers: intervals and lines over ten decades, and domains."""
 
 import math
 
@@ -6,18 +6,15 @@ import pytest
 import torch
 
 from lipschitz.network.activations import (
-    CutExponential,
     Exponential,
     Logarithm,
     Power,
-    Share,
 )
 from lipschitz.network.activations.derivative import derivative_of
 
 DTYPES = [torch.float32, torch.float64]
 ROOTS = [
     Exponential(),
-    CutExponential(),
     Logarithm(),
     Power(0.5),
     Power(-0.5),
@@ -28,7 +25,6 @@ ROOTS = [
     Power(1.5),
     Power(-0.5, shift=1e-5, positive=True),
     Power(0.5, shift=1e-2, positive=True),
-    Share(),
 ]
 FUNCTIONS = [*ROOTS, *(derivative_of(f) for f in ROOTS)]
 FUNCTIONS += [derivative_of(derivative_of(f)) for f in ROOTS]
@@ -190,29 +186,3 @@ def test_what_reaches_a_bad_point_is_known_and_has_any_value(function, dtype):
         assert found[0].isfinite()[~bad].all()
     intercept, _ = function.support(torch.ones_like(lower), lower, upper, 1)
     assert (intercept[bad] == -math.inf).all()
-
-
-@every_dtype
-def test_shares_hold_true_shares_of_sums_that_are_cut_off(dtype):
-    """Against the softmax itself: values, and derivatives times the cut exponential."""
-    share, grow = Share().to("cpu", dtype), CutExponential().to("cpu", dtype)
-    differences = torch.tensor(
-        [[0.0], [30.0], [50.0], [150.0], [250.0], [1e4], [-1e4], [500.0], [20.0]], dtype=dtype
-    )
-    others = torch.tensor([[1.0], [45.0], [60.0], [90.0], [300.0], [1e4], [-9.0], [0.0], [5.0]])
-    d = torch.cat([differences, others.to(dtype)], 1)
-    total = grow.interval(d, d)
-    total = (total[0].sum(1), total[1].sum(1))
-    logits = torch.cat([torch.zeros(len(d), 1, dtype=torch.float64), d.double()], 1)
-    y = torch.softmax(logits, 1)
-    found = share.interval(*total)
-    assert (found[0].double() <= y[:, 0]).all()
-    assert (y[:, 0] <= found[1].double()).all()
-    first = share.derivative.interval(*total)
-    for j in range(2):
-        slope = -y[:, 0] * y[:, 1 + j]
-        growth = grow.derivative.interval(d[:, j], d[:, j])
-        corners = torch.stack([a.double() * b.double() for a in first for b in growth])
-        assert (corners.amin(0) <= slope).all()
-        assert (slope <= corners.amax(0)).all()
-        assert not corners.isnan().any()
