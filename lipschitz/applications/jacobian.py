@@ -2,7 +2,9 @@
 
 Certified intervals of every ``d f_c(x) / d x_i`` over a box, and of every directional derivative
 ``J(x) v``. The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3); only the
-last step, the chords of ``|J_i|``, is left out.
+last step, the chords of ``|J_i|``, is left out. Where activations are curved, every entry and every
+directional derivative is bounded by planes besides, which are off by the square of the box's radius
+only (:mod:`lipschitz.bounds.native.plane_rows`).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from lipschitz.applications.jacobian_intervals import (
     root_bounds,
 )
 from lipschitz.arguments import Ends, Numbers, check_dtype, pair_of, tensor_of
+from lipschitz.bounds.native.plane_rows import ProblemPlanes
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.network.input_shape import input_shape_of
@@ -95,7 +98,8 @@ def jacobian_bounds(
         classes: Outputs to bound, or one of them; all if None.
         rows: Instead of ``classes``: output directions, [R, C]; bounded is ``J(x)^T row``.
         engine: ``native`` or ``auto_lirpa``.
-        optimize: Optimise the slopes of pre-activation bounds.
+        optimize: Optimise the slopes of pre-activation bounds, and the planes of curved
+            activations, as far as that is affordable for so many entries.
         dtype: Precision to compute in; the model's own if None.
         clip: Smallest and largest value of an input, to which the box is cut.
 
@@ -109,7 +113,8 @@ def jacobian_bounds(
     """
     problem = prepare_problem(model, x, eps, box, classes, rows, dtype, clip)
     root = root_bounds(problem, engine, optimize=optimize)
-    bounds = checked(certified_entries(problem, root))
+    planes = ProblemPlanes.of(problem, root, optimize=optimize)
+    bounds = checked(certified_entries(problem, root, planes=planes))
     return JacobianBounds(*bounds, problem.row_names)
 
 
@@ -130,8 +135,9 @@ def jvp_bounds(
     """Certified interval of directional derivatives ``J(x) v`` over a box.
 
     One linear bound per direction (Jacobian-vector product), which is tighter than adding up the
-    entries' intervals; the better of the two is returned. With ``engine='auto_lirpa'`` that engine
-    bounds everything but this last pass.
+    entries' intervals; the better of the two is returned. Curved activations get planes besides,
+    one row for each end. With ``engine='auto_lirpa'`` that engine bounds everything but this last
+    pass.
 
     Example:
         >>> import torch
@@ -160,7 +166,8 @@ def jvp_bounds(
     problem = prepare_problem(model, x, eps, box, classes, rows, dtype, clip)
     vectors = direction_vectors(directions, problem)
     root = root_bounds(problem, engine, optimize=optimize)
-    bounds = checked(certified_products(problem, root, vectors))
+    planes = ProblemPlanes.of(problem, root, optimize=optimize)
+    bounds = checked(certified_products(problem, root, vectors, planes=planes))
     return JacobianBounds(*bounds, problem.row_names)
 
 

@@ -2,7 +2,8 @@
 
 The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3), without its last
 step, the chords of ``|J_i|``; the result has a margin against rounding and keeps every sign that
-the network's structure proves (:mod:`lipschitz.bounds.native.backward.path_sums`).
+the network's structure proves (:mod:`lipschitz.bounds.native.backward.path_sums`). Where
+activations are curved, planes (:mod:`lipschitz.bounds.native.plane_rows`) narrow it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.methods import require_engine
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
@@ -19,13 +21,22 @@ from lipschitz.bounds.native.interval import Interval, intersect, jacobian_inter
 from lipschitz.bounds.native.lines import product_lines
 from lipschitz.bounds.native.memory.budget import default_memory_budget, row_chunks, take
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.plane_rows import ProblemPlanes
 from lipschitz.errors import InputError, suggest
 from lipschitz.problem import LocalProblem
 from lipschitz.words import ENGINES
 
 
-def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBounds:
-    """Bounds of pre-activations, cotangents and entries by the named engine.
+def root_bounds(
+    problem: LocalProblem, engine: str, *, optimize: bool, clock: Clock = UNLIMITED
+) -> RootBounds:
+    """Bounds of pre-activations, cotangents and entries by the named engine, by chords.
+
+    Args:
+        problem: What to bound.
+        engine: ``native`` or ``auto_lirpa``.
+        optimize: Optimise the slopes of pre-activation bounds.
+        clock: When to stop.
 
     Raises:
         InputError: No such engine.
@@ -37,13 +48,22 @@ def root_bounds(problem: LocalProblem, engine: str, *, optimize: bool) -> RootBo
     if engine == "auto_lirpa":
         from lipschitz.bounds.lirpa.bounds import LirpaEngine  # its package is optional
 
-        return LirpaEngine(problem.graph).crown(problem, optimize=optimize)
-    return native_alpha(problem) if optimize else native_crown(problem)
+        return LirpaEngine(problem.graph).crown(problem, optimize=optimize, clock=clock)
+    if optimize:
+        return native_alpha(problem, clock=clock, planes=False)
+    return native_crown(problem, clock=clock)
 
 
 @torch.no_grad()
-def certified_entries(problem: LocalProblem, root: RootBounds) -> Interval:
+def certified_entries(
+    problem: LocalProblem, root: RootBounds, *, planes: ProblemPlanes | None = None
+) -> Interval:
     """Entry intervals of the root, those of interval arithmetic if tighter, with a margin.
+
+    Args:
+        problem: What to bound.
+        root: Its root bounds.
+        planes: Narrow the intervals, if given.
 
     Returns:
         [R, *input_shape].
@@ -51,17 +71,36 @@ def certified_entries(problem: LocalProblem, root: RootBounds) -> Interval:
     slopes = slope_intervals(problem.graph, root.preacts)
     plain = jacobian_interval(problem.graph, problem.rows, slopes)
     sums = PathSums(problem.graph)(problem.rows, slopes, root.norm.cotangents)
-    return sums.enclose(intersect(root.norm.entries, plain))
+    found = sums.enclose(intersect(root.norm.entries, plain))
+    return found if planes is None else narrowed(found, planes.entries())
+
+
+def narrowed(bounds: Interval, planes: Interval) -> Interval:
+    """Certified bounds within others that are certified too, margins included in both.
+
+    A bound by planes that is not a number, where something overflows, says nothing.
+    """
+    return Interval(
+        torch.fmax(bounds.lower, planes.lower) + 0.0,  # no -0.
+        torch.fmin(bounds.upper, planes.upper) + 0.0,
+    )
 
 
 @torch.no_grad()
-def certified_products(problem: LocalProblem, root: RootBounds, vectors: Tensor) -> Interval:
+def certified_products(
+    problem: LocalProblem,
+    root: RootBounds,
+    vectors: Tensor,
+    *,
+    planes: ProblemPlanes | None = None,
+) -> Interval:
     """Intervals of ``(J(x)^T row) . v`` for every row and vector, with a margin.
 
     Args:
         problem: What to bound.
         root: Its root bounds.
         vectors: [V, *input_shape].
+        planes: Narrow the intervals, if given, by rows of their own.
 
     Returns:
         [R, V].
@@ -88,7 +127,8 @@ def certified_products(problem: LocalProblem, root: RootBounds, vectors: Tensor)
     )
     sums = PathSums(problem.graph)(rows, slopes, root.norm.cotangents)
     sums = sums.each(lambda t: t.flatten(1)).along(flat)
-    return sums.enclose(intersect(Interval(lower, upper), summed))
+    found = sums.enclose(intersect(Interval(lower, upper), summed))
+    return found if planes is None else narrowed(found, planes.along(vectors))
 
 
 def checked(bounds: Interval) -> Interval:

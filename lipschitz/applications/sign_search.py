@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.clock import Clock
 from lipschitz.search.engines.functionals import FunctionalBisection, FunctionalSearch
 from lipschitz.search.interface import Report
 from lipschitz.search.pool import DomainPool
@@ -24,7 +25,8 @@ class SignLimits:
     """When to give up.
 
     Attributes:
-        timeout: Seconds per question.
+        timeout: Seconds per question. The bounds and gradients that come before the search share
+            the time of all questions of a box.
         batch_size: Subdomains split per round.
         max_domains: Subdomains bounded.
     """
@@ -48,11 +50,6 @@ class SignAnswer:
     witness: Tensor | None
     domains: int
 
-    @property
-    def never_positive(self) -> bool:
-        """Proved to be 0 or less on the whole box."""
-        return self.upper_bound <= 0
-
 
 @torch.no_grad()
 def is_ever_positive(
@@ -67,9 +64,11 @@ def is_ever_positive(
     """
     limits = limits or SignLimits()
     begin = time.perf_counter()
+    search.end_with(Clock.of(limits.timeout))
     first = search.root().take(slice(query, query + 1))
     pool = DomainPool(first.take(first.upper_bound > 0))
-    count, closed, domains, needed = limits.batch_size, 0.0, 0, 0.0
+    count, closed, domains = limits.batch_size, 0.0, 0
+    needed, done = 0.0, 1  # seconds of the last round, and how many subdomains it split
     witness: Tensor | None = None
 
     def look(report: Report) -> Batch:
@@ -88,11 +87,13 @@ def is_ever_positive(
     while witness is None and pool.largest() > 0:
         now = time.perf_counter() - begin
         left = limits.timeout - now
-        if left <= 0 or (count == 1 and needed > left) or domains >= limits.max_domains:
+        size = min(count, len(pool))
+        expected = needed * max(1.0, size / done)
+        if left <= 0 or (size == 1 and expected > left) or domains >= limits.max_domains:
             break
-        if needed > left:  # fewer subdomains rather than a round that is not done in time
-            count = max(1, int(count * left / needed))
-        slots = pool.strongest(count, 0.0)
+        if expected > left:  # fewer subdomains rather than a round that is not done in time
+            size = max(1, int(size * left / expected))
+        slots = pool.strongest(size, 0.0)
         parents = look(search.refine(pool.read(slots)))
         is_leaf = parents.choice < 0
         if bool(is_leaf.any()):
@@ -103,9 +104,8 @@ def is_ever_positive(
             domains += len(children)
             pool.add(children.take(children.upper_bound > 0))
         pool.drop(slots)
-        needed = time.perf_counter() - begin - now
+        needed, done = time.perf_counter() - begin - now, len(slots)
         if needed > 0.1 * limits.timeout:
-            needed *= max(1, count // 2) / count
-            count = max(1, count // 2)
+            count = max(1, done // 2)
     most = max(pool.largest(), closed)  # at least 0, where a negative bound was not looked for
     return SignAnswer(min(float(first.upper_bound), most), witness, domains)

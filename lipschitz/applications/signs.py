@@ -1,6 +1,7 @@
 """Certified signs of single Jacobian entries over a box.
 
-Root bounds with optimised slopes, then true gradients at points of the box, then branch and bound
+Root bounds with optimised slopes, on curved activations by planes too, one row for each end of an
+entry; then true gradients at points of the box, then branch and bound
 (:mod:`lipschitz.applications.sign_search`) on the questions that both leave open.
 
 Proved: ``increasing``, ``decreasing`` and ``constant`` for every product of the layers' Clarke
@@ -20,10 +21,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lipschitz.applications.jacobian_intervals import certified_entries, checked, root_bounds
+from lipschitz.applications.jacobian_intervals import (
+    certified_entries,
+    checked,
+    narrowed,
+    root_bounds,
+)
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
+from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.plan import unit_rows
+from lipschitz.bounds.native.plane_rows import ProblemPlanes
 from lipschitz.checks import whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear, Reshape
@@ -41,6 +51,10 @@ _FEW_INPUTS = 3
 # Points of each kind (random ones, corners, the diagonal) at which gradients are looked at. A
 # choice: with fewer, more entries are left to the search.
 _SAMPLES = 65
+# Most of the time of all questions that the root bounds, and the sampled gradients after them, may
+# take. Choices: they matter only where that is too short for both.
+_SHARE_OF_ROOT = 0.5
+_SHARE_OF_SAMPLES = 0.3
 # Index of the node, in a network restricted to a few inputs, that is the whole network's input.
 _LAST_OF_EMBEDDING = 2
 
@@ -116,8 +130,9 @@ def entry_signs(
     Args:
         problem: The box and the output directions.
         features: Flat indices of the entries.
-        limits: Of each branch and bound; a timeout of 0 leaves it out.
-        optimize: Optimise the slopes of pre-activation bounds.
+        limits: Of each branch and bound; a timeout of 0 leaves it out. Everything together takes no
+            longer than that time for every entry, row and sign; 0 sets no limit to what is left.
+        optimize: Optimise the slopes of pre-activation bounds, and the planes.
 
     Returns:
         One result per feature and row, the rows of a feature together.
@@ -134,17 +149,23 @@ def entry_signs(
     inner = restricted(problem, active) if few else problem
     place = {f: active.index(f) if few else f for f in features}
     asked = [(f, row) for f in features for row in range(len(problem.rows))]
-    root = root_bounds(inner, "native", optimize=optimize)
-    lower, upper = (end.flatten(1) for end in checked(certified_entries(inner, root)))
+    clock = Clock.of(2 * len(asked) * limits.timeout) if limits.timeout > 0 else UNLIMITED
+    of_root = clock.part(_SHARE_OF_ROOT)
+    root = root_bounds(inner, "native", optimize=optimize, clock=of_root.part(_SHARE_OF_ROOT))
+    planes = _entries_by_planes(inner, root, sorted(set(place.values())), optimize, of_root)
+    lower, upper = (
+        end.flatten(1) for end in checked(narrowed(certified_entries(inner, root), planes))
+    )
+    root = replace(root, norm=replace(root.norm, entries=narrowed(root.norm.entries, planes)))
     answers: dict[_Query, SignAnswer] = {}
     for f, row in asked:
         answers[row, place[f], 1] = SignAnswer(float(upper[row, place[f]]), None, 0)
         answers[row, place[f], -1] = SignAnswer(-float(lower[row, place[f]]), None, 0)
-    _sample(inner, answers)
+    _sample(inner, answers, clock.part(_SHARE_OF_SAMPLES))
     seconds: Counter[tuple[int, int]] = Counter()
     shared = time.perf_counter() - begin
     if limits.timeout > 0:
-        shared += _search(inner, root, answers, limits, few, seconds)
+        shared += _search(inner, root, answers, limits, clock, few, seconds)
 
     def point(answer: SignAnswer) -> Tensor | None:
         """The witness among the inputs of the network."""
@@ -169,6 +190,22 @@ def entry_signs(
             )
         )
     return results
+
+
+def _entries_by_planes(
+    problem: LocalProblem, root: RootBounds, entries: list[int], optimize: bool, clock: Clock
+) -> Interval:
+    """Intervals of some entries by planes, infinite where these say nothing: [R, *input_shape]."""
+    like = problem.centre
+    shape = (len(problem.rows), like.numel())
+    lower, upper = (like.new_full(shape, end) for end in (-torch.inf, torch.inf))
+    planes = ProblemPlanes.of(problem, root, optimize=optimize, clock=clock)
+    if planes is not None:
+        rows = unit_rows(torch.tensor(entries, device=like.device), like.shape, like)
+        found = planes.upper_bounds(rows.expand(shape[0], -1, *like.shape))
+        above, below = found.chunk(2, dim=1)
+        lower[:, entries], upper[:, entries] = -below, above
+    return Interval(*(end.reshape(shape[0], *like.shape) for end in (lower, upper)))
 
 
 def _verdict(above: SignAnswer, below: SignAnswer) -> str:
@@ -223,7 +260,7 @@ def restricted(problem: LocalProblem, active: Sequence[int]) -> LocalProblem:
 
 
 @torch.no_grad()
-def _sample(problem: LocalProblem, answers: dict[_Query, SignAnswer]) -> None:
+def _sample(problem: LocalProblem, answers: dict[_Query, SignAnswer], clock: Clock) -> None:
     """Look for positive values of the open queries at points of the box."""
     shape = problem.centre.shape
     generator = torch.Generator().manual_seed(0)
@@ -234,15 +271,14 @@ def _sample(problem: LocalProblem, answers: dict[_Query, SignAnswer]) -> None:
     points = problem.lower + fractions * (problem.upper - problem.lower)
     points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
     sums = PathSums(problem.graph.double)
-    for query, answer in answers.items():
-        if answer.upper_bound <= 0:
-            continue
+    open_ = [query for query, answer in answers.items() if answer.upper_bound > 0]
+    for query in clock.in_time(open_):
         functional = Functionals.of_entries(problem, [query])
         rows = torch.zeros(len(points), dtype=torch.long, device=points.device)
         values = functional.values(sums, points, rows)
         best = int(values.argmax())
         if float(values[best]) > 0:
-            answers[query] = replace(answer, witness=points[best])
+            answers[query] = replace(answers[query], witness=points[best])
 
 
 def _search(
@@ -250,26 +286,28 @@ def _search(
     root: RootBounds,
     answers: dict[_Query, SignAnswer],
     limits: SignLimits,
+    clock: Clock,
     few: bool,
     seconds: Counter[tuple[int, int]],
 ) -> float:
     """Branch and bound on what is open; returns the seconds that all questions share."""
     queries = [q for q, a in answers.items() if a.upper_bound > 0 and a.witness is None]
-    if not queries:
+    if not queries or clock.is_over:
         return 0.0
     begin = time.perf_counter()
     functionals = Functionals.of_entries(problem, queries)
     rows = torch.tensor([row for row, _, _ in queries], device=problem.rows.device)
     with torch.no_grad():
         search = (
-            FunctionalBisection(functionals)
+            FunctionalBisection(functionals, clock=clock)
             if few
-            else FunctionalSearch(functionals, functionals.spread(root, rows))
+            else FunctionalSearch(functionals, functionals.spread(root, rows), clock=clock)
         )
     shared = time.perf_counter() - begin
     for index, query in enumerate(queries):
         begin = time.perf_counter()
-        found = is_ever_positive(search, index, limits)
+        left = replace(limits, timeout=min(limits.timeout, clock.left))
+        found = is_ever_positive(search, index, left)
         bound = min(found.upper_bound, answers[query].upper_bound)
         answers[query] = replace(found, upper_bound=bound)
         seconds[query[:2]] += time.perf_counter() - begin

@@ -50,6 +50,9 @@ _VALUE_UNITS, _SLOPE_UNITS = 8, 16
 _LINE_STEPS = 2
 # Ends beyond it count as infinite: products with them might overflow.
 _FAR = {dtype: torch.finfo(dtype).max ** 0.5 for dtype in (torch.float32, torch.float64)}
+# Rise of the steepest tangent over an interval, in multiples of the largest value, up to which its
+# lines are a tangent and a chord. A choice: both ways are sound.
+_WIDEST = 2.0
 # How far one step of Newton's method may go, in z times the activation's scale. A choice: a worse
 # touching point makes lines looser, never wrong.
 _LONGEST_STEP = 0.5
@@ -300,6 +303,8 @@ class Derivative(Activation):
         far = _FAR[lower.dtype]
         whole = on_one_piece(lower, upper, self.breakpoints, self.kinks)
         whole &= (lower > -far) & (upper < far)
+        if self.curve.value_size:  # over a wider interval a constant may be nearer than a tangent
+            whole &= self.curve.slope_size * (upper - lower) <= _WIDEST * self.curve.value_size
         if isinstance(cut := self._cut(upper), Tensor):  # constants may be nearer than tangents
             whole &= cut == 0
         return by_pieces(lower, upper, whole, self._piece_lines, self._hull_lines)

@@ -174,6 +174,10 @@ class FunctionalSearch(NeuronSearch):
             clock=clock,
         )
 
+    def end_with(self, clock: Clock) -> None:
+        """Stop with another clock from now on."""
+        self.clock = self.bounder.clock = clock.without_notes()
+
     def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
         rows = subdomains.row
         directions, weights = self.problem.rows[rows], self.functionals.weights[rows]
@@ -216,6 +220,10 @@ class FunctionalBisection(InputSearch):
         self.functionals, self.sums = functionals, PathSums(graph)
         self.double_sums = PathSums(graph.double)
         super().__init__(functionals.problem, memory_budget=memory_budget, clock=clock)
+
+    def end_with(self, clock: Clock) -> None:
+        """Stop with another clock from now on."""
+        self.clock = clock.without_notes()
 
     def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
         entries = Interval(*(end.flatten(1) for end in norm.entries))

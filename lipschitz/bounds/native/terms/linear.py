@@ -130,6 +130,8 @@ class LinearBounds:
         if not search.steps or clock.is_over:
             return best
         shares = self._start(relaxations, start, coefficients, best, arguments)
+        if not shares:  # a term before the first product
+            return best
         adam = torch.optim.Adam(shares.values(), lr=search.learning_rate)
         decay = torch.optim.lr_scheduler.ExponentialLR(adam, search.decay)
         idle = 0
@@ -141,8 +143,8 @@ class LinearBounds:
                 least = search.least_gain * float(improved.abs().sum())
                 idle = idle + 1 if step and gained <= least else 0
                 best = improved
-                # A bound that no share takes part in, of a term before the first product.
-                if step == search.steps or idle == search.patience or found.grad_fn is None:
+                no_share_counts = found.grad_fn is None
+                if step == search.steps or idle == search.patience or no_share_counts:
                     break
                 adam.zero_grad()
                 found.sum().backward()
