@@ -13,7 +13,9 @@ from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
 
 
-class _Function(nn.Module):
+class Function(nn.Module):
+    """A function as a layer."""
+
     def __init__(self, function):
         super().__init__()
         self.function = function
@@ -39,9 +41,9 @@ ACTIVATIONS = {
     "hardswish": nn.Hardswish(),
     "softsign": nn.Softsign(),
     "tanhshrink": nn.Tanhshrink(),
-    "sine": _Function(torch.sin),
-    "erf": _Function(torch.erf),
-    "arctan": _Function(torch.atan),
+    "sine": Function(torch.sin),
+    "erf": Function(torch.erf),
+    "arctan": Function(torch.atan),
 }
 # Without kinks of the slope, so that planes are off by the square of the radius.
 SMOOTH = ("sigmoid", "tanh", "gelu", "silu", "mish", "softplus", "sine", "erf", "arctan")
@@ -94,12 +96,18 @@ def curved_graph(name: str, dtype: torch.dtype = torch.float64) -> Graph:
 
 
 def curved_problem(
-    name: str, eps: float, dtype: torch.dtype = torch.float64, norm: str = "inf"
+    name: str,
+    eps: float,
+    dtype: torch.dtype = torch.float64,
+    norm: str = "inf",
+    outputs: str | None = None,
 ) -> LocalProblem:
     """Its outputs on a box around a point."""
     shape = _NETWORKS[name][1]
     centre = torch.linspace(-0.8, 0.9, math.prod(shape)).reshape(shape)
-    return make_problem(curved_graph(name, dtype), centre.to(dtype), eps, norm=norm)
+    return make_problem(
+        curved_graph(name, dtype), centre.to(dtype), eps, norm=norm, outputs=outputs
+    )
 
 
 def true_jacobians(name: str, problem: LocalProblem, count: int = 200) -> Tensor:

@@ -89,19 +89,11 @@ def hessian_bounds(
     Numbers may come as tensors, numpy arrays, lists or plain numbers; a batch of points is refused.
 
     Args:
-        model: A network in eval mode mapping [B, *input_shape] to [B, C], or its graph.
-        x: A point of the box, [*input_shape] or [1, *input_shape]; a leading 1 is the batch
-            dimension if the network takes it so. Left out, it is the middle of ``box``.
-        eps: Box radius, a number (also as text, ``"2/255"``) or one per input, broadcastable to
-            ``x``.
-        box: Instead of ``eps``: lower and upper ends, broadcastable to ``x``.
-        classes: Outputs to bound, or one of them; all if None.
+        model, x, eps, box, classes, dtype, clip: As in :func:`lipschitz.jacobian_bounds`.
         rows: Instead of ``classes``: output directions, [R, C]; bounded is the Hessian of
             ``row . f``.
         directions: One direction v [*input_shape], or many [V, *input_shape]: bounded are the
             products ``H v`` instead, one linear bound for each.
-        dtype: Precision to compute in; the model's own if None.
-        clip: Smallest and largest value of an input, to which the box is cut.
         optimize: Optimise slopes and planes, where there are few inputs.
 
     Returns:

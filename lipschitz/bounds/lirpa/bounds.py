@@ -46,7 +46,7 @@ from lipschitz.bounds.native.interval import (
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.options import SlopeOptimization
-from lipschitz.network.graph import Graph
+from lipschitz.network.graph import Graph, refuse_products
 from lipschitz.problem import LocalProblem
 from lipschitz.relaxation import absolute_value_chord
 from lipschitz.rounding import raise_upper_bound
@@ -76,6 +76,9 @@ class LirpaEngine:
         memory_budget: Bytes the coefficient tensors of one chunk of rows may take; 512 MiB if
             None.
         optimization: Options of the slope optimisation.
+
+    Raises:
+        InputError: The network has products of two values.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class LirpaEngine:
         memory_budget: int | None = None,
         optimization: SlopeOptimization | None = None,
     ) -> None:
+        refuse_products(graph, "engine auto_lirpa", "use method ibp or sampling on engine native")
         self.graph = graph
         self.memory_budget = memory_budget or _MEMORY_BUDGET
         optimization = optimization or SlopeOptimization()

@@ -22,21 +22,23 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
-from lipschitz.bounds.native.plan import unit_rows
+from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.terms.forward import Form, forward_forms, norm_upper_bound
+from lipschitz.bounds.native.terms.gradient import GradientTerms
 from lipschitz.bounds.native.terms.intervals import TermIntervals, term_intervals
-from lipschitz.bounds.native.terms.linear import NO_STEPS, LinearBounds, PlaneSearch
+from lipschitz.bounds.native.terms.linear import ONE_PASS, LinearBounds, PlaneSearch
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.errors import InputError
 from lipschitz.network.activations import Activation
 from lipschitz.network.activations.derivative import derivative_of
-from lipschitz.network.derivative import Term, Terms
+from lipschitz.network.derivative import Term
 from lipschitz.network.graph import Graph, Node
 from lipschitz.norms import Measure, upper_magnitude
 from lipschitz.relaxation import LineBounds
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import raise_upper_bound
 
+# What is noted where the time did not suffice.
+STAGE = "linear bounds of the Hessian"
 # Copies of a term's numbers that are alive at once in a forward pass of affine forms, or of rows.
 # Counted, not measured: a wrong one costs memory or speed.
 _COPIES = 6
@@ -113,27 +115,12 @@ def row_sums(graph: Graph, box: Interval, rows: Tensor) -> Tensor:
         box: [1, *input_shape].
         rows: [R, C].
     """
-    terms = Terms(graph)
-    row = terms.constant((graph.num_outputs,))
-    gradient, _ = terms.gradient(terms.output, row)
+    first = GradientTerms(graph)
+    terms = first.terms
     direction = terms.add(Term((0,), graph.input_shape, function=_AnyDirection()))
-    product, _ = terms.gradient(gradient, direction)
-    found = term_intervals(terms, *box, {row: rows}, {}).bounds[product]
+    product, _ = terms.gradient(first.gradient, direction)
+    found = term_intervals(terms, *box, {first.row: rows}, {}).bounds[product]
     return raise_upper_bound(upper_magnitude(*found).flatten(1).expand(len(rows), -1))
-
-
-@dataclass(frozen=True)
-class KnownIntervals:
-    """Intervals of first order that are known from elsewhere, of a network on one box.
-
-    Attributes:
-        preacts: Pre-activations by activation node, [1, *shape].
-        cotangents: By activation node, one for each row of a problem, [R, *shape]; meant where the
-            slope is uncertain.
-    """
-
-    preacts: dict[int, Interval]
-    cotangents: dict[int, Interval]
 
 
 class HessianTerms:
@@ -144,7 +131,8 @@ class HessianTerms:
         budget: Bytes for one chunk of a pass.
 
     Attributes:
-        terms: The network differentiated twice.
+        first: The terms of the gradient.
+        terms: The network differentiated twice, the same terms and more.
         row, direction: The constant terms r [C] and v [*input_shape].
         product: The term ``H_r(x) v``.
         size: Numbers of all terms.
@@ -152,11 +140,10 @@ class HessianTerms:
 
     def __init__(self, graph: Graph, budget: int) -> None:
         self.graph, self.budget = graph, budget
-        self.terms = Terms(graph)
-        self.row = self.terms.constant((graph.num_outputs,))
-        gradient, self._cotangents = self.terms.gradient(self.terms.output, self.row)
+        self.first = GradientTerms(graph)
+        self.terms, self.row = self.first.terms, self.first.row
         self.direction = self.terms.constant(graph.input_shape)
-        self.product, _ = self.terms.gradient(gradient, self.direction)
+        self.product, _ = self.terms.gradient(self.first.gradient, self.direction)
         self.size = sum(term.shape.numel() for term in self.terms.terms)
 
     def values(self, x: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
@@ -169,20 +156,6 @@ class HessianTerms:
         """
         constants = {self.row: rows, self.direction: directions}
         return self.terms.values(x, constants)[self.product]
-
-    def known(self, found: KnownIntervals) -> dict[int, Interval]:
-        """By term, what is known of first order; [1 or R, *shape]."""
-        nodes = self.graph.nodes
-        known = {nodes[a].parents[0]: bounds for a, bounds in found.preacts.items()}
-        slopes = slope_intervals(self.graph, found.preacts)
-        for a, bounds in found.cotangents.items():
-            if a in self._cotangents and a in slopes:
-                uncertain = slopes[a].lower != slopes[a].upper
-                known[self._cotangents[a]] = Interval(
-                    torch.where(uncertain, bounds.lower, -torch.inf),
-                    torch.where(uncertain, bounds.upper, torch.inf),
-                )
-        return known
 
     def forward_cost(self) -> int:
         """Numbers that affine forms of one box take."""
@@ -250,7 +223,7 @@ class HessianProducts:
     form: Form | None
 
     def upper_bounds(
-        self, coefficients: Tensor, search: PlaneSearch = NO_STEPS, clock: Clock = UNLIMITED
+        self, coefficients: Tensor, search: PlaneSearch = ONE_PASS, clock: Clock = UNLIMITED
     ) -> Tensor:
         """Upper bounds of ``coefficients . (H v)`` over every box by a backward pass.
 
@@ -262,9 +235,7 @@ class HessianProducts:
         Returns:
             [B, K].
         """
-        return self.linear.upper_bounds(
-            self.source.product, coefficients, search, clock, "linear bounds of the Hessian"
-        )
+        return self.linear.upper_bounds(self.source.product, coefficients, search, clock, STAGE)
 
     @cached_property
     def linear(self) -> LinearBounds:
@@ -272,21 +243,15 @@ class HessianProducts:
         relaxations = Relaxations(self.source.terms, self.intervals)
         return LinearBounds(relaxations, self.constants, *self.box, self.source.budget)
 
-    def linear_entries(self, search: PlaneSearch = NO_STEPS, clock: Clock = UNLIMITED) -> Interval:
+    def linear_entries(self, search: PlaneSearch = ONE_PASS, clock: Clock = UNLIMITED) -> Interval:
         """Every entry of ``H v`` by rows of its own, within the known: [B, *input_shape]."""
-        shape = self.entries.lower.shape[1:]
-        every = torch.arange(shape.numel(), device=self.entries.lower.device)
-        rows = unit_rows(every, shape, self.entries.lower)
-        rows = rows.expand(len(self.entries.lower), *rows.shape[1:])
-        found = self.upper_bounds(rows, search, clock)
-        above, below = (end.reshape(self.entries.lower.shape) for end in found.chunk(2, dim=1))
-        return intersect(self.entries, Interval(-below, above))
+        return self.linear.numbers(self.source.product, self.entries, search, clock, STAGE)
 
     def norm(
         self,
         measure: Measure,
         entries: Interval,
-        search: PlaneSearch = NO_STEPS,
+        search: PlaneSearch = ONE_PASS,
         clock: Clock = UNLIMITED,
     ) -> Tensor:
         """Upper bound of the norm of ``H v`` as :class:`Measure` takes it of a gradient, [B].
@@ -296,14 +261,10 @@ class HessianProducts:
             entries: The narrowest intervals known of it, [B, *input_shape].
             search, clock: As in :meth:`upper_bounds`.
         """
-        lower, upper = (end.flatten(1) for end in entries)
-        bound = measure.upper_bound(lower, upper)
+        bound = measure.upper_bound(*entries)
         if self.form is not None:
             bound = torch.fmin(bound, norm_upper_bound(self.form, entries, measure))
         if measure.norm == "1":
             return bound
-        slope, intercept = measure.chord(lower, upper)
-        coefficients = slope.reshape(len(lower), 1, *entries.lower.shape[1:])
-        margin = guard(lower.dtype) * intercept.abs().sum(1)
-        found = self.upper_bounds(coefficients, search, clock)[:, 0] + intercept.sum(1) + margin
-        return torch.fmin(bound, measure.close(found, lower, upper))
+        arguments = (self.source.product, entries, measure, search, clock, STAGE)
+        return torch.fmin(bound, self.linear.norms(*arguments))

@@ -15,15 +15,11 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.curvature import (
-    HessianTerms,
-    KnownIntervals,
-    nonlinear_nodes,
-)
+from lipschitz.bounds.native.curvature import HessianTerms, nonlinear_nodes
 from lipschitz.bounds.native.hessian_matrices import matrix_bound
 from lipschitz.bounds.native.hessian_norms import symmetric
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.terms.linear import NO_STEPS, PlaneSearch
+from lipschitz.bounds.native.terms.linear import ONE_PASS, PlaneSearch
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
 
@@ -44,8 +40,11 @@ def first_order(
     """Intervals of pre-activations and cotangents by term, [1 or R, *shape]."""
     if problem.graph.product_nodes:
         return {}
-    root = (native_alpha if optimize else native_crown)(problem, clock=clock)
-    return terms.known(KnownIntervals(root.preacts, root.norm.cotangents))
+    if optimize:  # the norm of the gradient is not asked for
+        root = native_alpha(problem, clock=clock, planes=False)
+    else:
+        root = native_crown(problem, clock=clock)
+    return terms.first.known(root.preacts, root.norm.cotangents)
 
 
 class RootProducts:
@@ -74,7 +73,7 @@ class RootProducts:
 
     def _search(self, rows: int) -> PlaneSearch:
         few = rows * self.terms.size <= _LARGEST_OPTIMISED
-        return PlaneSearch() if self.optimize and few else NO_STEPS
+        return PlaneSearch() if self.optimize and few else ONE_PASS
 
     def _known(self, rows: Tensor) -> dict[int, Interval]:
         """The first-order intervals of chosen rows."""

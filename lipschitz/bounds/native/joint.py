@@ -28,11 +28,11 @@ from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
 from lipschitz.bounds.native.memory.budget import default_memory_budget
-from lipschitz.bounds.native.plan import Plan, unit_rows
+from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.native.terms.forward import Form, forward_forms, norm_upper_bound
 from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
 from lipschitz.bounds.native.terms.intervals import term_intervals
-from lipschitz.bounds.native.terms.linear import STAGE, LinearBounds, PlaneSearch
+from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, LinearBounds, PlaneSearch
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
@@ -84,7 +84,7 @@ class JointBound:
         self.terms, self.gradient = source.terms, source.gradient
         self.constants = {source.row: rows}
         self._box = lower, upper
-        known = self._known(preacts, cotangents)
+        known = source.known(preacts, cotangents)
         self.form: Form | None = None
         arguments = (self.terms, lower, upper, self.constants, known)
         if source.is_carried_forward:
@@ -99,22 +99,6 @@ class JointBound:
                     again = term_intervals(self.terms, lower, upper, self.constants, known)
                     self.intervals = replace(again, lines=self.intervals.lines)
 
-    def _known(
-        self, preacts: dict[int, Interval], cotangents: dict[int, Interval]
-    ) -> dict[int, Interval]:
-        """Intervals by term."""
-        nodes, at_nodes = self.source.graph.nodes, self.source.at_nodes
-        known = {nodes[a].parents[0]: bounds for a, bounds in preacts.items()}
-        slopes = slope_intervals(self.source.graph, preacts)
-        for a, bounds in cotangents.items():
-            uncertain = slopes[a].lower != slopes[a].upper
-            if a in at_nodes:
-                known[at_nodes[a]] = Interval(
-                    torch.where(uncertain, bounds.lower, -torch.inf),
-                    torch.where(uncertain, bounds.upper, torch.inf),
-                )
-        return known
-
     def _tighten(self, index: int, known: dict[int, Interval]) -> bool:
         """Bound a cotangent by planes, in ``known``; False if that costs too much to pay."""
         bounds, steps = self.intervals.bounds[index], self.search.cotangent_steps
@@ -123,29 +107,29 @@ class JointBound:
             steps = 0
         if numbers > _LARGEST_TIGHTENING or self.clock.is_over:
             return False
-        found = self.upper_bounds(every_number(bounds.lower), index, steps=steps)
-        above, below = (end.reshape(bounds.lower.shape) for end in found.chunk(2, dim=1))
-        known[index] = intersect(bounds, Interval(-below, above))
+        search = replace(self.search, steps=steps) if steps else ONE_PASS
+        known[index] = self.linear.numbers(index, bounds, search, self.clock)
         return True
 
-    def upper_bounds(
-        self, coefficients: Tensor, start: int | None = None, steps: int | None = None
-    ) -> Tensor:
-        """Upper bounds of ``coefficients . value of a term`` over all boxes.
+    @property
+    def linear(self) -> LinearBounds:
+        """Rows backward over the intervals of now."""
+        relaxations = Relaxations(self.terms, self.intervals)
+        return LinearBounds(relaxations, self.constants, *self._box, self.budget)
+
+    def upper_bounds(self, coefficients: Tensor, search: PlaneSearch | None = None) -> Tensor:
+        """Upper bounds of ``coefficients . J(x)^T r`` over all boxes.
 
         Args:
-            coefficients: [B, K, *shape of the term].
-            start: The term, the gradient if None.
-            steps: Of the optimisation, those of the search if None.
+            coefficients: [B, K, *input_shape].
+            search: How to optimise; as for everything else if None.
 
         Returns:
             [B, K]; infinity where the time did not suffice.
         """
-        search = self.search if steps is None else replace(self.search, steps=steps)
-        relaxations = Relaxations(self.terms, self.intervals)
-        linear = LinearBounds(relaxations, self.constants, *self._box, self.budget)
-        start = self.gradient if start is None else start
-        return linear.upper_bounds(start, coefficients, search, self.clock)
+        return self.linear.upper_bounds(
+            self.gradient, coefficients, search or self.search, self.clock
+        )
 
     @property
     def entries(self) -> Interval:
@@ -172,15 +156,13 @@ class JointBound:
         if self.form is not None:
             bound = torch.minimum(bound, norm_upper_bound(self.form, entries, measure))
         inputs = self.source.graph.input_shape.numel()
+        linear, arguments = self.linear, (self.search, self.clock)
         if inputs <= _FEW_INPUTS or measure.norm == "1":
-            entries = entry_bounds(self, entries)
+            entries = linear.numbers(self.gradient, entries, *arguments)
             bound = torch.minimum(bound, measure.upper_bound(*entries))
         if inputs > 1 and measure.norm != "1":  # of one input, the norm is that entry's magnitude
-            lower, upper = (end.flatten(1) for end in entries)
-            slope, intercept = measure.chord(lower, upper)
-            row = slope.reshape(len(slope), 1, *self.source.graph.input_shape)
-            found = self.upper_bounds(row)[:, 0] + intercept.sum(1)
-            bound = torch.minimum(bound, measure.close(found, lower, upper))
+            found = linear.norms(self.gradient, entries, measure, *arguments)
+            bound = torch.minimum(bound, found)
         return replace(known, entries=entries, upper_bound=bound)
 
 
@@ -237,17 +219,3 @@ def with_planes(
     )
     bounds = torch.minimum(bounds, root.class_upper_bounds)
     return replace(root, norm=norm, class_upper_bounds=bounds)
-
-
-def entry_bounds(joint: JointBound, entries: Interval) -> Interval:
-    """Intervals of every entry of the Jacobian by planes, within those known: [B, *input_shape]."""
-    found = joint.upper_bounds(every_number(entries.lower))
-    above, below = (end.reshape(entries.lower.shape) for end in found.chunk(2, dim=1))
-    return intersect(entries, Interval(-below, above))
-
-
-def every_number(like: Tensor) -> Tensor:
-    """Rows that pick each number of a tensor [B, *shape], then their negatives: [B, 2N, *shape]."""
-    shape = like.shape[1:]
-    rows = unit_rows(torch.arange(shape.numel(), device=like.device), shape, like)
-    return rows.expand(len(like), *rows.shape[1:])

@@ -3,11 +3,13 @@
 ``w . J(x)^T r`` has a row of its own in the pass of :mod:`lipschitz.bounds.native.joint`, whose
 start is w at the gradient. An entry takes two rows, one for either end. With many inputs that is
 many rows, so what is done with each depends on the work counted beforehand: weights and slopes
-optimised by some steps, or two passes (:mod:`lipschitz.bounds.native.terms.attaining`), or a single
+optimised by some steps, or two passes (:mod:`lipschitz.bounds.native.terms.corners`), or a single
 one, or nothing.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,12 +17,11 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.joint import STAGE, JointBound, PlaneSearch, has_curves
-from lipschitz.bounds.native.memory.budget import default_memory_budget, take
+from lipschitz.bounds.native.joint import JointBound
+from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import unit_rows
-from lipschitz.bounds.native.terms.attaining import twice_bounded
-from lipschitz.bounds.native.terms.backward import upper_bound
-from lipschitz.bounds.native.terms.relaxations import Relaxations
+from lipschitz.bounds.native.terms.gradient import has_curves
+from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, PlaneSearch
 from lipschitz.network.affine import AffineMap, Linear
 from lipschitz.network.derivative import Adjoint, Terms
 from lipschitz.problem import LocalProblem
@@ -67,8 +68,7 @@ class ProblemPlanes:
         memory_budget: int | None = None,
         clock: Clock = UNLIMITED,
     ) -> None:
-        self.problem, self.optimize, self.clock = problem, optimize, clock
-        self.budget = memory_budget or default_memory_budget(problem.graph.device)
+        self.problem, self.optimize = problem, optimize
         lower, upper = problem.lower[None], problem.upper[None]
         self.joint = JointBound(
             problem.graph,
@@ -77,13 +77,11 @@ class ProblemPlanes:
             upper,
             root.preacts,
             root.norm.cotangents,
-            _SEARCH if optimize else PlaneSearch(steps=0),
-            self.budget,
+            _SEARCH if optimize else ONE_PASS,
+            memory_budget or default_memory_budget(problem.graph.device),
             clock=clock,
         )
-        self._box = (lower + upper) / 2, (upper - lower) / 2
         self._work = work_of_a_pass(self.joint.terms)
-        self._numbers = sum(term.shape.numel() for term in self.joint.terms.terms)
 
     @staticmethod
     def of(
@@ -124,13 +122,12 @@ class ProblemPlanes:
             self.joint.search.steps, int(_LARGEST_WORK_OF_STEPS // (_PASSES_OF_A_STEP * work))
         )
         if steps >= _FEWEST_STEPS:
-            found = self.joint.upper_bounds(coefficients, steps=steps)
-            # The steps begin at the chords, which are best where intervals are wide.
-            return torch.fmin(found, self._in_passes(coefficients, twice=True))
+            return self.joint.upper_bounds(coefficients, replace(self.joint.search, steps=steps))
         largest = _LARGEST_WORK if self.optimize else _LARGEST_QUICK_WORK
         if work > largest:
             return torch.full_like(coefficients.flatten(2)[..., 0], torch.inf)
-        return self._in_passes(coefficients, twice=work * _PASSES_OF_TWO <= largest)
+        twice = PlaneSearch(steps=0, corners=work * _PASSES_OF_TWO <= largest)
+        return self.joint.upper_bounds(coefficients, twice)
 
     def entries(self) -> Interval:
         """Interval of every entry, [R, *input_shape]."""
@@ -148,32 +145,6 @@ class ProblemPlanes:
         both = torch.cat([vectors, -vectors]).expand(len(self.problem.rows), -1, *vectors.shape[1:])
         above, below = self.upper_bounds(both).chunk(2, dim=1)
         return Interval(-below, above)
-
-    def _in_passes(self, coefficients: Tensor, *, twice: bool) -> Tensor:
-        """Upper bounds by one pass or two, [R, K]."""
-        joint, bound = self.joint, twice_bounded if twice else upper_bound
-        outputs, rows = coefficients.shape[:2]
-        numbers = (4 if twice else 2) * self._numbers * coefficients.element_size()
-        fit = max(1, self.budget // numbers)
-        parts = [
-            (slice(r, r + 1), slice(k, k + fit))
-            for r in range(outputs)
-            for k in range(0, rows, fit)
-        ]
-        found = coefficients.new_full((outputs, rows), torch.inf)
-        relaxations: dict[int, Relaxations] = {}
-        for part in self.clock.in_time(parts, STAGE):
-            output = part[0]
-            if output.start not in relaxations:
-                relaxations = {output.start: Relaxations(joint.terms, joint.intervals).take(output)}
-            found[part] = bound(
-                relaxations[output.start],
-                joint.gradient,
-                coefficients[part],
-                {i: take(value, output) for i, value in joint.constants.items()},
-                tuple(take(end, output) for end in self._box),
-            )
-        return found
 
 
 def work_of_a_pass(terms: Terms) -> int:

@@ -163,12 +163,15 @@ def _bilinear(
 # -- functions -------------------------------------------------------------------------------------
 
 
+def _chosen(x: Branch, dim: int | None) -> int:
+    """The dimension of a softmax; without one as torch chooses it, of 0 for three, else 1."""
+    return (0 if len(x.shape) == 2 else 1) if dim is None else dim
+
+
 def _softmax(
     write: Writer, call: Call, input: Branch, dim: int | None = None, *args: Any, **kwargs: Any
 ) -> Written:
-    if dim is None:
-        dim = 1 if len(input.shape) != 2 else 0  # as torch chooses it
-    return softmax(write, input, inner(input, dim))
+    return softmax(write, input, inner(input, _chosen(input, dim)))
 
 
 def _softmin(write: Writer, call: Call, input: Branch, dim: int, **kwargs: Any) -> Written:
@@ -178,9 +181,7 @@ def _softmin(write: Writer, call: Call, input: Branch, dim: int, **kwargs: Any) 
 def _log_softmax(
     write: Writer, call: Call, input: Branch, dim: int | None = None, *args: Any, **kwargs: Any
 ) -> Written:
-    if dim is None:
-        dim = 1 if len(input.shape) != 2 else 0
-    return log_softmax(write, input, inner(input, dim))
+    return log_softmax(write, input, inner(input, _chosen(input, dim)))
 
 
 def _logsumexp(

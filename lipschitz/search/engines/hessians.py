@@ -20,9 +20,8 @@ from lipschitz.bounds.native.hessian_matrices import matrix_bound
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.true_curvature import TrueCurvature
 from lipschitz.norms import Measure
-from lipschitz.search.engines.inputs import Boxes
+from lipschitz.search.engines.inputs import Boxes, halves, whole_boxes
 from lipschitz.search.interface import Report
-from lipschitz.search.subdomains import concatenate
 
 
 class HessianSearch:
@@ -37,13 +36,7 @@ class HessianSearch:
     def __init__(self, true: TrueCurvature, first: Tensor, clock: Clock = UNLIMITED) -> None:
         self.true, self.problem, self.terms = true, true.problem, true.terms
         self.clock = clock.without_notes()
-        count = len(first)
-        row = torch.arange(count, device=first.device)
-        lower, upper = (
-            end.flatten().expand(count, -1).clone()
-            for end in (self.problem.lower, self.problem.upper)
-        )
-        boxes = Boxes(row, first, row, lower, upper)
+        boxes = whole_boxes(self.problem, first)
         self.first = boxes.having(choice=self._widest(boxes))
 
     @property
@@ -57,12 +50,7 @@ class HessianSearch:
 
     def children(self, parents: Boxes) -> Boxes:
         """Both closed halves of every box, bounded."""
-        both = concatenate([parents, parents])
-        count = len(parents)
-        at = torch.arange(count, device=parents.row.device)
-        middle = ((parents.lower + parents.upper) / 2)[at, parents.choice]
-        both.upper[at, parents.choice] = middle
-        both.lower[at + count, parents.choice] = middle
+        both = halves(parents)
         both = both.having(choice=self._widest(both))
         bound, choice = both.upper_bound.clone(), both.choice.clone()
         for part in self.clock.in_time(self._chunks(len(both))):

@@ -27,7 +27,7 @@ from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
-from lipschitz.bounds.native.terms.linear import NO_STEPS
+from lipschitz.bounds.native.terms.linear import ONE_PASS
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.interface import Report
@@ -44,6 +44,26 @@ class Boxes(Batch):
 
     lower: Tensor
     upper: Tensor
+
+
+def whole_boxes(problem: LocalProblem, bounds: Tensor) -> Boxes:
+    """The whole box of a problem, once for every bound [S]; what is cut is to be chosen."""
+    row = torch.arange(len(bounds), device=bounds.device)
+    lower, upper = (
+        end.flatten().expand(len(bounds), -1).clone() for end in (problem.lower, problem.upper)
+    )
+    return Boxes(row, bounds, row, lower, upper)
+
+
+def halves(parents: Boxes) -> Boxes:
+    """Both closed halves of every box, cut at its choice; they still have their parents' bounds."""
+    both = concatenate([parents, parents])
+    count = len(parents)
+    at = torch.arange(count, device=parents.row.device)
+    middle = ((parents.lower + parents.upper) / 2)[at, parents.choice]
+    both.upper[at, parents.choice] = middle
+    both.lower[at + count, parents.choice] = middle
+    return both
 
 
 class InputSearch:
@@ -66,14 +86,8 @@ class InputSearch:
         self.clock = clock.without_notes()
         self._terms = GradientTerms(problem.graph) if has_curves(problem.graph) else None
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
-        count = len(problem.rows)
-        row = torch.arange(count, device=problem.rows.device)
-        lower, upper = (
-            end.flatten().expand(count, -1).clone() for end in (problem.lower, problem.upper)
-        )
-        self.first = self._bounded(
-            Boxes(row, torch.full_like(problem.rows[:, 0], torch.inf), row, lower, upper)
-        )
+        unknown = torch.full_like(problem.rows[:, 0], torch.inf)
+        self.first = self._bounded(whole_boxes(problem, unknown))
 
     def root(self) -> Boxes:
         """One subdomain per row of the problem: the whole box."""
@@ -135,7 +149,7 @@ class InputSearch:
                 return preacts, known
         cotangents = {} if known is None else known.cotangents
         joint = JointBound(
-            source, rows, lower, upper, preacts, cotangents, NO_STEPS, self.budget, self.clock
+            source, rows, lower, upper, preacts, cotangents, ONE_PASS, self.budget, self.clock
         )
         norm = joint.norm(self.problem.measure.each, known)
         return source.preacts(joint.intervals.bounds), norm
@@ -146,13 +160,7 @@ class InputSearch:
 
     def children(self, parents: Boxes) -> Boxes:
         """Both closed halves of every box, bounded."""
-        both = concatenate([parents, parents])
-        count = len(parents)
-        at = torch.arange(count, device=parents.row.device)
-        middle = ((parents.lower + parents.upper) / 2)[at, parents.choice]
-        both.upper[at, parents.choice] = middle
-        both.lower[at + count, parents.choice] = middle
-        return self._bounded(both)
+        return self._bounded(halves(parents))
 
     def refine(self, subdomains: Boxes, threshold: float = 0.0) -> Report:
         """The centres as candidates for witnesses; boxes are as tight as they get."""

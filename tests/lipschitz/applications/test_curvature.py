@@ -5,8 +5,10 @@ import json
 import math
 import time
 
+import curved
 import pytest
 import torch
+from curved import Function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,30 +23,14 @@ DOUBLE = torch.float64
 X = torch.linspace(-0.8, 0.9, 3, dtype=DOUBLE)
 
 
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
+_CONTINUOUS = (
+    *("elu", "tanh", "tanhshrink", "sigmoid", "logsigmoid", "softsign"),
+    *("silu", "mish", "gelu", "gelu_tanh", "arctan", "sine"),
+)
 ACTIVATIONS = {
-    "elu": nn.ELU(),
+    **{name: curved.ACTIVATIONS[name] for name in _CONTINUOUS},
     "celu": nn.CELU(2.0),
-    "tanh": nn.Tanh(),
-    "tanhshrink": nn.Tanhshrink(),
-    "sigmoid": nn.Sigmoid(),
-    "logsigmoid": nn.LogSigmoid(),
     "softplus": nn.Softplus(3.0),
-    "softsign": nn.Softsign(),
-    "silu": nn.SiLU(),
-    "mish": nn.Mish(),
-    "gelu": nn.GELU(),
-    "gelu_tanh": nn.GELU(approximate="tanh"),
-    "arctan": Function(torch.atan),
-    "sine": Function(torch.sin),
     "square": Function(torch.square),
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from lipschitz.bounds.native.interval import Interval
+import torch
+
+from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.network.activations.derivative import derivative_of
 from lipschitz.network.derivative import Terms
 from lipschitz.network.graph import Graph
 
-# Inputs up to which affine forms are carried forward. A choice; with 20 inputs they were still
-# worth their time at the root.
+# Inputs up to which affine forms are carried forward. A choice: they are bounded in one chunk, and
+# their numbers grow with the inputs.
 _MOST_FORWARD_INPUTS = 32
 
 
@@ -51,6 +53,28 @@ class GradientTerms:
         inputs, graph = self.graph.input_shape.numel(), self.graph
         neurons = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
         return inputs <= _MOST_FORWARD_INPUTS and inputs + 1 <= neurons
+
+    def known(
+        self, preacts: dict[int, Interval], cotangents: dict[int, Interval]
+    ) -> dict[int, Interval]:
+        """By term, intervals that are known from elsewhere.
+
+        Args:
+            preacts: Pre-activation interval by activation node, [B or 1, *shape].
+            cotangents: Interval of g by activation node, [B, *shape]; meant where a slope is
+                uncertain.
+        """
+        nodes = self.graph.nodes
+        known = {nodes[a].parents[0]: bounds for a, bounds in preacts.items()}
+        slopes = slope_intervals(self.graph, preacts)
+        for a, bounds in cotangents.items():
+            if a in self.at_nodes:
+                uncertain = slopes[a].lower != slopes[a].upper
+                known[self.at_nodes[a]] = Interval(
+                    torch.where(uncertain, bounds.lower, -torch.inf),
+                    torch.where(uncertain, bounds.upper, torch.inf),
+                )
+        return known
 
     def preacts(self, bounds: list[Interval]) -> dict[int, Interval]:
         """Pre-activation interval by activation node, of intervals of all terms."""

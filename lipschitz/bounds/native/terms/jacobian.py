@@ -17,8 +17,8 @@ from lipschitz.bounds.native.interval import (
     jacobian_interval,
     slope_intervals,
 )
+from lipschitz.bounds.native.terms.gradient import GradientTerms
 from lipschitz.bounds.native.terms.intervals import term_intervals
-from lipschitz.network.derivative import Terms
 from lipschitz.network.graph import Graph
 from lipschitz.norms import Measure
 
@@ -41,12 +41,10 @@ def gradient_intervals(graph: Graph, lower: Tensor, upper: Tensor, rows: Tensor)
         forward = forward_intervals(graph, lower, upper)
         preacts = {i: forward.bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
         return jacobian_interval(graph, rows, slope_intervals(graph, preacts))
-    terms = Terms(graph)
-    row = terms.constant((graph.num_outputs,))
-    gradient, _ = terms.gradient(terms.output, row)
-    bounds = term_intervals(terms, lower, upper, {row: rows}, {}).bounds
-    check_domains(graph, {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes})
-    found = bounds[gradient]
+    source = GradientTerms(graph)
+    bounds = term_intervals(source.terms, lower, upper, {source.row: rows}, {}).bounds
+    check_domains(graph, source.preacts(bounds))
+    found = bounds[source.gradient]
     return Interval(*(end.expand(len(rows), *graph.input_shape) for end in found))
 
 

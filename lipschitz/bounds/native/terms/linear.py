@@ -1,8 +1,9 @@
 """Linear bounds of any term, with the free weights of planes and slopes of lines optimised.
 
-Every step of the optimisation is a certified bound of its own, and the least counts. Rows are
-independent: each has weights and slopes of its own, and chunks of boxes and rows are bounded one
-after the other as the memory budget asks.
+Three ways to set the weights are tried: both planes in equal parts, the planes that suit the corner
+at which that bound is attained (:mod:`lipschitz.bounds.native.terms.corners`), and the chord. From
+the best of them, each row's own, an optimisation starts. Every step is a certified bound, and the
+least counts. Chunks of boxes and rows are bounded one after the other as the memory budget asks.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
+from lipschitz.bounds.native.interval import Interval, intersect
 from lipschitz.bounds.native.memory.budget import take
+from lipschitz.bounds.native.plan import unit_rows
 from lipschitz.bounds.native.terms.backward import upper_bound
+from lipschitz.bounds.native.terms.corners import weights_at_corner
 from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares
+from lipschitz.norms import Measure
+from lipschitz.rounding import guard
 
 # What is noted where the time did not suffice.
 STAGE = "planes"
 # Numbers that autograd keeps for each number of a nonlinear term. Measured as peak memory; on which
 # network is not on record. It only decides how many rows are bounded at once.
 _COPIES = 80
-# The same of a pass without autograd. A choice.
+# The same of passes without autograd. A choice.
 _PLAIN_COPIES = 10
 # Chunks of rows may take so many times the memory budget of a single pass, since the steps of the
 # optimisation use the same chunk again and again. A choice.
@@ -35,6 +41,8 @@ class PlaneSearch:
 
     Attributes:
         steps: Largest number of steps; 0 takes them as they are.
+        corners: Bound a second time, with the planes that suit the corner where the first bound is
+            attained.
         learning_rate: Length of the first step, of shares in [0, 1].
         decay: Of the learning rate, at every step.
         patience: Steps in a row without the least gain after which it stops.
@@ -43,6 +51,7 @@ class PlaneSearch:
     """
 
     steps: int = 10
+    corners: bool = True
     learning_rate: float = 0.1
     decay: float = 0.95
     patience: int = 3
@@ -50,7 +59,8 @@ class PlaneSearch:
     cotangent_steps: int = 0
 
 
-NO_STEPS = PlaneSearch(steps=0)
+# One pass, for many boxes.
+ONE_PASS = PlaneSearch(steps=0, corners=False)
 
 
 class LinearBounds:
@@ -83,7 +93,7 @@ class LinearBounds:
         self,
         start: int,
         coefficients: Tensor,
-        search: PlaneSearch = NO_STEPS,
+        search: PlaneSearch = ONE_PASS,
         clock: Clock = UNLIMITED,
         stage: str = STAGE,
     ) -> Tensor:
@@ -126,12 +136,24 @@ class LinearBounds:
         constants = {i: take(value, boxes) for i, value in self.constants.items()}
         box = tuple(take(end, boxes) for end in self.box)
         arguments = (relaxations, start, coefficients, constants, box)
-        best = upper_bound(*arguments)
+        record: dict[int, Tensor] | None = {} if search.corners else None
+        best = upper_bound(*arguments, record=record)
+        tried = [(best, None)]
+        if record and 0 in record:  # else nothing depends on the input
+            at_corner = weights_at_corner(relaxations, record, constants, box)
+            tried.append((upper_bound(*arguments, at_corner), at_corner))
+            best = torch.fmin(best, tried[1][0])
         if not search.steps or clock.is_over:
             return best
-        shares = self._start(relaxations, start, coefficients, best, arguments)
+        shares = {
+            key: share
+            for index in self._free
+            if index <= start
+            for key, share in relaxations.start(index, *coefficients.shape[:2]).items()
+        }
         if not shares:  # a term before the first product
             return best
+        best = torch.fmin(best, self._begin(relaxations, shares, tried, arguments))
         adam = torch.optim.Adam(shares.values(), lr=search.learning_rate)
         decay = torch.optim.lr_scheduler.ExponentialLR(adam, search.decay)
         idle = 0
@@ -154,26 +176,85 @@ class LinearBounds:
                 share.detach().clamp_(0, 1)
         return best
 
-    def _start(
-        self,
+    @staticmethod
+    def _begin(
         relaxations: Relaxations,
-        start: int,
-        coefficients: Tensor,
-        halves: Tensor,
+        shares: Shares,
+        tried: list[tuple[Tensor, Shares | None]],
         arguments: tuple[object, ...],
-    ) -> Shares:
-        """Shares to begin with: of every row, planes in the middle or chords, what is better."""
-        batch, rows = coefficients.shape[:2]
-        shares: Shares = {}
-        for index in self._free:
-            if index <= start:
-                shares |= relaxations.start(index, batch, rows)
-        chords = upper_bound(*arguments, shares)
-        for (index, which), share in shares.items():
-            if which == "weight":
-                nearer = (halves < chords).reshape(batch, rows, *[1] * (share.dim() - 2))
-                middle = relaxations.middle_weight(index).unsqueeze(1)
-                share.copy_(torch.where(nearer, middle, share))
+    ) -> Tensor:
+        """Set weights, which are those of chords, to the best of every row's; the bound by chords.
+
+        Args:
+            relaxations: How nonlinear terms are replaced.
+            shares: To be set.
+            tried: Bounds [B, K] and the weights that they came from, None for equal parts.
+            arguments: Of :func:`upper_bound`.
+        """
+        chords = least = upper_bound(*arguments, shares)
+        for bound, weights in tried:
+            lower = bound < least
+            least = torch.fmin(bound, least)
+            for key, share in shares.items():
+                if key[1] != "weight":
+                    continue
+                new = None if weights is None else weights.get(key)
+                if new is None:
+                    new = relaxations.middle_weight(key[0]).unsqueeze(1)
+                here = lower.reshape(*lower.shape, *[1] * (share.dim() - 2))
+                share.copy_(torch.where(here, new, share))
         for share in shares.values():
             share.requires_grad_()
-        return shares
+        return chords
+
+    def numbers(
+        self,
+        start: int,
+        known: Interval,
+        search: PlaneSearch = ONE_PASS,
+        clock: Clock = UNLIMITED,
+        stage: str = STAGE,
+    ) -> Interval:
+        """Intervals of every number of a term by rows of its own, within those known.
+
+        Args:
+            start: The term.
+            known: [B, *shape of the term].
+            search, clock, stage: As in :meth:`upper_bounds`.
+        """
+        like = known.lower
+        shape = like.shape[1:]
+        rows = unit_rows(torch.arange(shape.numel(), device=like.device), shape, like)
+        rows = rows.expand(len(like), *rows.shape[1:])
+        found = self.upper_bounds(start, rows, search, clock, stage)
+        above, below = (end.reshape(like.shape) for end in found.chunk(2, dim=1))
+        return intersect(known, Interval(-below, above))
+
+    def norms(
+        self,
+        start: int,
+        entries: Interval,
+        measure: Measure,
+        search: PlaneSearch = ONE_PASS,
+        clock: Clock = UNLIMITED,
+        stage: str = STAGE,
+    ) -> Tensor:
+        """Upper bounds of the norm of a term of the input's shape, by the chord of every entry.
+
+        The chord is that of ``|J_i|`` or ``J_i^2`` (Shi et al. 2022, section 3.3).
+
+        Args:
+            start: The term.
+            entries: Intervals of its entries, [B, *input_shape].
+            measure: The norm, of each row; ``inf`` or ``2``.
+            search, clock, stage: As in :meth:`upper_bounds`.
+
+        Returns:
+            [B], rounding guard included.
+        """
+        lower, upper = (end.flatten(1) for end in entries)
+        slope, intercept = measure.chord(lower, upper)
+        row = slope.reshape(len(slope), 1, *entries.lower.shape[1:])
+        found = self.upper_bounds(start, row, search, clock, stage)[:, 0] + intercept.sum(1)
+        found = found + guard(found.dtype) * intercept.abs().sum(1)
+        return measure.close(found, lower, upper)

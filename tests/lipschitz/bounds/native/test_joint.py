@@ -4,77 +4,18 @@ import math
 
 import pytest
 import torch
+from curved import NAMES, curved_problem
 from torch import nn
 
 from lipschitz import make_problem
 from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.joint import PlaneSearch, has_curves, with_planes
+from lipschitz.bounds.native.joint import with_planes
 from lipschitz.bounds.native.terms import relaxations
+from lipschitz.bounds.native.terms.gradient import has_curves
+from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.network.tracing import build_graph
 
-ACTIVATIONS = {
-    "sigmoid": nn.Sigmoid(),
-    "tanh": nn.Tanh(),
-    "gelu": nn.GELU(),
-    "gelu_tanh": nn.GELU(approximate="tanh"),
-    "silu": nn.SiLU(),
-    "mish": nn.Mish(),
-    "softplus": nn.Softplus(),
-    "logsigmoid": nn.LogSigmoid(),
-    "elu": nn.ELU(),
-    "elu_with_a_kink": nn.ELU(2.0),
-    "hardswish": nn.Hardswish(),
-    "softsign": nn.Softsign(),
-    "tanhshrink": nn.Tanhshrink(),
-}
 FEW = PlaneSearch(steps=3)
-
-
-class Sine(nn.Module):
-    def forward(self, x):
-        return torch.sin(x)
-
-
-class Residual(nn.Module):
-    """From the raw input, with kinks beside curves."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.second(x + torch.tanh(self.first(x))) - torch.relu(x[:, :2])
-
-
-def mlp(activation: nn.Module, inputs: int = 3) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(inputs, 6), activation, nn.Linear(6, 5), activation, nn.Linear(5, 2)
-    ).eval()
-
-
-def convolution() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 2, 3, padding=1), nn.Sigmoid(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 3)
-    ).eval()
-
-
-NETWORKS = {
-    **{name: (mlp(activation), (3,)) for name, activation in ACTIVATIONS.items()},
-    "sine": (mlp(Sine()), (3,)),
-    "residual": (Residual().eval(), (3,)),
-    "convolution": (convolution(), (1, 4, 4)),
-    "many_inputs": (mlp(nn.Tanh(), 20), (20,)),
-}
-
-
-def problem_of(name: str, eps: float, norm: str = "inf", outputs: str | None = None, dtype=None):
-    module, shape = NETWORKS[name]
-    graph = build_graph(module, shape)
-    graph = graph.to("cpu", dtype or torch.float64)
-    centre = torch.linspace(-0.8, 0.9, math.prod(shape)).reshape(shape)
-    return make_problem(graph, centre, eps, norm=norm, outputs=outputs)
 
 
 def largest_true_norms(problem, count: int = 400):
@@ -92,10 +33,10 @@ def largest_true_norms(problem, count: int = 400):
 
 
 @pytest.mark.parametrize("norm", ["inf", "1", "2"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_no_true_gradient_beats_the_bound_and_no_chord_either(name, norm):
     for eps, dtype in ((1e-3, torch.float64), (0.2, torch.float32), (2.0, torch.float64)):
-        problem = problem_of(name, eps, norm, "each", dtype)
+        problem = curved_problem(name, eps, dtype, norm, "each")
         root = native_crown(problem)
         bounds = with_planes(problem, root, search=FEW).class_upper_bounds
         assert bool((bounds >= largest_true_norms(problem) * (1 - 1e-9)).all())
@@ -105,7 +46,7 @@ def test_no_true_gradient_beats_the_bound_and_no_chord_either(name, norm):
 @pytest.mark.parametrize("norm", ["1", "2"])
 @pytest.mark.parametrize("name", ["tanh", "residual", "convolution"])
 def test_all_outputs_together(name, norm):
-    problem = problem_of(name, 0.1, norm, "all")
+    problem = curved_problem(name, 0.1, norm=norm, outputs="all")
     root = native_crown(problem)
     bound = with_planes(problem, root, search=FEW).class_upper_bounds
     assert bound.shape == (1,)
@@ -114,7 +55,7 @@ def test_all_outputs_together(name, norm):
 
 @pytest.mark.parametrize("name", ["sigmoid", "gelu", "tanh"])
 def test_entries_hold_every_true_entry(name):
-    problem = problem_of(name, 0.3)
+    problem = curved_problem(name, 0.3)
     root = native_crown(problem)
     entries = with_planes(problem, root, search=FEW).norm.entries
     share = torch.rand(300, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -132,7 +73,7 @@ def test_the_excess_shrinks_with_the_square_of_the_radius(name):
     excess = {True: [], False: []}
     radii = (1e-4, 1e-3, 1e-2)
     for eps in radii:
-        problem = problem_of(name, eps)
+        problem = curved_problem(name, eps)
         root = native_crown(problem)
         truth = float(largest_true_norms(problem).max())
         for planes in (True, False):
@@ -154,13 +95,13 @@ def test_a_wrong_plane_is_caught(monkeypatch):
         return of_v, of_g, constant - 0.1 * size, size
 
     monkeypatch.setattr(relaxations.Relaxations, "product", wrong)
-    problem = problem_of("tanh", 0.05)
+    problem = curved_problem("tanh", 0.05)
     bounds = with_planes(problem, native_crown(problem), search=FEW).class_upper_bounds
     assert not bool((bounds >= largest_true_norms(problem)).all())
 
 
 def test_without_curves_nothing_is_done():
-    graph = build_graph(mlp(nn.ReLU()), (3,))
+    graph = build_graph(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).eval(), (3,))
     assert not has_curves(graph)
     problem = make_problem(graph, torch.zeros(3), 0.1)
     root = native_crown(problem)
@@ -168,7 +109,7 @@ def test_without_curves_nothing_is_done():
 
 
 def test_small_chunks_change_nothing():
-    problem = problem_of("residual", 0.2)
+    problem = curved_problem("residual", 0.2)
     root = native_crown(problem)
     whole = with_planes(problem, root).class_upper_bounds
     parts = with_planes(problem, root, memory_budget=1).class_upper_bounds

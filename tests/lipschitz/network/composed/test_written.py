@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import jacrev, vmap
 
-from lipschitz import METHODS, BranchOptions, MethodOptions, Prepared
+from lipschitz import METHODS, BranchOptions, MethodOptions, Prepared, jacobian_bounds
+from lipschitz.bounds.methods import is_installed
 from lipschitz.bounds.native.interval import forward_intervals
 from lipschitz.bounds.native.terms.jacobian import gradient_intervals
 from lipschitz.errors import InputError
@@ -302,6 +303,15 @@ def test_methods_that_do_not_bound_products_say_so(method):
         Prepared(module, x.shape[1:], engine="native", **options)
     assert "\n" not in str(error.value)
     assert "ibp" in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["native", "auto_lirpa"])
+def test_entries_of_products_are_refused_on_both_engines(engine):
+    if not is_installed(engine):
+        pytest.skip("its package is missing")
+    module, x = network("attention")
+    with pytest.raises(InputError, match=r"does not bound products of two values"):
+        jacobian_bounds(module, x[0], 0.1, engine=engine)
 
 
 def test_a_product_of_one_value_with_itself_is_its_square():

@@ -7,7 +7,7 @@ from torch import nn
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.terms.gradient import GradientTerms
 from lipschitz.bounds.native.terms.intervals import term_intervals
-from lipschitz.bounds.native.terms.linear import NO_STEPS, LinearBounds, PlaneSearch
+from lipschitz.bounds.native.terms.linear import ONE_PASS, LinearBounds, PlaneSearch
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.tracing import build_graph
 
@@ -47,7 +47,7 @@ def test_rows_do_not_depend_on_the_chunks_they_are_bounded_in():
     whole, gradient = linear_bounds(nn.Sigmoid())
     parts, _ = linear_bounds(nn.Sigmoid(), budget=1)
     search = PlaneSearch(steps=4, patience=99)
-    for chosen in (search, NO_STEPS):
+    for chosen in (search, ONE_PASS):
         first = whole.upper_bounds(gradient, every_sign(), chosen)
         second = parts.upper_bounds(gradient, every_sign(), chosen)
         assert torch.allclose(first, second, rtol=1e-12)

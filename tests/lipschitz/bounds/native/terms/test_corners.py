@@ -7,9 +7,9 @@ from curved import NAMES, curved_problem, true_jacobians
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.plan import unit_rows
 from lipschitz.bounds.native.plane_rows import ProblemPlanes
-from lipschitz.bounds.native.terms.attaining import twice_bounded
-from lipschitz.bounds.native.terms.backward import upper_bound
-from lipschitz.bounds.native.terms.relaxations import Relaxations
+from lipschitz.bounds.native.terms.linear import ONE_PASS, PlaneSearch
+
+TWO_PASSES = PlaneSearch(steps=0, corners=True)
 
 
 @torch.no_grad()
@@ -20,11 +20,9 @@ def both_bounds(name, eps):
     count = problem.centre.numel()
     rows = unit_rows(torch.arange(count), problem.centre.shape, problem.centre)
     rows = rows.expand(len(problem.rows), *rows.shape[1:])
-    box = (problem.lower + problem.upper)[None] / 2, (problem.upper - problem.lower)[None] / 2
-    relaxed = Relaxations(joint.terms, joint.intervals)
-    arguments = (relaxed, joint.gradient, rows, joint.constants, box)
     values = true_jacobians(name, problem).flatten(2)
-    return upper_bound(*arguments), twice_bounded(*arguments), torch.cat([values, -values], dim=2)
+    once, twice = (joint.upper_bounds(rows, search) for search in (ONE_PASS, TWO_PASSES))
+    return once, twice, torch.cat([values, -values], dim=2)
 
 
 @pytest.mark.parametrize("name", NAMES)
