@@ -1,1 +1,1 @@
-"""The network: from a module or a file to a graph of affine maps and activations."""
+"""The network: from a module or a file to a graph of affine maps, activations and products."""
