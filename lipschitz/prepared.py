@@ -89,6 +89,8 @@ class Prepared:
             check_branching(branching, self.engine)
         graph = model if isinstance(model, Graph) else build_graph(model, input_shape)
         self.graph = graph if dtype is None else graph.to(graph.device, dtype)
+        if self.graph.product_nodes and engine is None and branching is None:
+            self.engine = choose_engine(method, "native")  # no other bounds products
         check_products(self.graph, self.method, self.engine)
         self._bounder: Bounder | None = None
         self._search_engine: LirpaEngine | None = None

@@ -16,12 +16,13 @@ from lipschitz.bounds.methods import require_engine
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.backward.cotangent_pass import cotangent_upper_bound
 from lipschitz.bounds.native.backward.path_sums import PathSums
-from lipschitz.bounds.native.crown import RootBounds, native_crown
+from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.interval import Interval, intersect, jacobian_interval, slope_intervals
 from lipschitz.bounds.native.lines import product_lines
 from lipschitz.bounds.native.memory.budget import default_memory_budget, row_chunks, take
 from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.native.plane_rows import ProblemPlanes
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.errors import InputError, suggest
 from lipschitz.problem import LocalProblem
 from lipschitz.words import ENGINES

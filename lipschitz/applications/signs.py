@@ -30,10 +30,10 @@ from lipschitz.applications.jacobian_intervals import (
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.path_sums import PathSums
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.plan import unit_rows
 from lipschitz.bounds.native.plane_rows import ProblemPlanes
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.checks import whole_number
 from lipschitz.errors import InputError
 from lipschitz.network.affine import Linear, Reshape

@@ -126,11 +126,17 @@ def _alpha_native(graph: Graph, options: MethodOptions) -> Bounder:
 def _joint_native(graph: Graph, options: MethodOptions) -> Bounder:
     from lipschitz.bounds.native.crown import native_crown
     from lipschitz.bounds.native.joint import with_planes
+    from lipschitz.bounds.native.products import product_bounds
+    from lipschitz.bounds.native.terms.linear import PlaneSearch
     from lipschitz.bounds.outcome import in_time
 
     def bound(problem: LocalProblem) -> Outcome:
         clock = _clock(options)
         budget = options.memory_budget
+        if graph.product_nodes:
+            search = PlaneSearch()
+            found = product_bounds(problem, search=search, memory_budget=budget, clock=clock)
+            return in_time(found.class_upper_bounds, clock)
         root = native_crown(problem, memory_budget=budget, clock=clock.part(0.5))
         found = with_planes(problem, root, memory_budget=budget, clock=clock)
         return in_time(found.class_upper_bounds, clock)
@@ -223,16 +229,19 @@ METHODS: dict[str, Method] = {
     "crown": Method(
         "linear bound propagation on the Jacobian (Shi et al. 2022)",
         {"auto_lirpa": _crown_auto_lirpa, "native": _crown_native},
+        products=True,
         timed_on=("auto_lirpa", "native"),
     ),
     "alpha": Method(
         "the same with slopes optimised for the Jacobian's norm, on the native engine",
         {"native": _alpha_native},
+        products=True,
         timed_on=("native",),
     ),
     "joint": Method(
         "crown with planes of slope and cotangent on curved activations; alpha has them too",
         {"native": _joint_native},
+        products=True,
         timed_on=("native",),
     ),
     "sdp": Method(

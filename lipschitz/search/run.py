@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.alpha import native_alpha
-from lipschitz.bounds.native.crown import RootBounds, interval_bounds, native_crown
+from lipschitz.bounds.native.crown import interval_bounds, native_crown
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
 from lipschitz.problem import LocalProblem

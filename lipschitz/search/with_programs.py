@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import rounded_down

@@ -42,7 +42,7 @@ from lipschitz.bounds.baselines.needs import require_relu
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.feasibility.by_program import check_leaf
 from lipschitz.bounds.native.alpha import native_alpha
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.outcome import Outcome, better, nothing_found
 from lipschitz.bounds.true_gradients import (
     GradientNorms,

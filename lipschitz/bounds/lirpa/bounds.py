@@ -31,12 +31,7 @@ from lipschitz.bounds.lirpa.compat import (
 from lipschitz.bounds.lirpa.jacobian_module import JacobianModule
 from lipschitz.bounds.lirpa.operators import BoundSlopeProduct, custom_operators
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
-from lipschitz.bounds.native.crown import (
-    RootBounds,
-    interval_bounds,
-    native_crown,
-    root_bounds,
-)
+from lipschitz.bounds.native.crown import interval_bounds, native_crown, root_bounds
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
@@ -45,6 +40,7 @@ from lipschitz.bounds.native.interval import (
 )
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.options import SlopeOptimization
 from lipschitz.network.graph import Graph, refuse_products
 from lipschitz.problem import LocalProblem

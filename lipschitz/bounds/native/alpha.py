@@ -19,12 +19,14 @@ import torch
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.spectral import spectral_bounds
-from lipschitz.bounds.native.crown import RootBounds, root_bounds
+from lipschitz.bounds.native.crown import root_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, intersect, slope_intervals
 from lipschitz.bounds.native.joint import with_planes
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.products import product_bounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.bounds.native.slopes.optimise import STAGE, SlopeSearch, optimised_preactivation_rows
 from lipschitz.bounds.native.terms.gradient import has_curves
@@ -71,6 +73,8 @@ def native_alpha(
     Returns:
         The bounds, in the dtype of the problem.
     """
+    if problem.graph.product_nodes:
+        return product_bounds(problem, search=_LONGER, memory_budget=memory_budget, clock=clock)
     search = search or SlopeSearch()
     plan = Plan(problem.graph)
     budget = memory_budget or default_memory_budget(problem.graph.device)

@@ -6,46 +6,28 @@ et al. 2018), then the Jacobian and its norm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
+from lipschitz.bounds.native.backward.norm_bounds import norm_bounds
 from lipschitz.bounds.native.backward.operator_norm import problem_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
-    interval_norm_bound,
     slope_intervals,
 )
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.products import product_bounds
+from lipschitz.bounds.native.root import RootBounds
+from lipschitz.bounds.native.terms.jacobian import interval_bound
 from lipschitz.problem import LocalProblem
 
 # Share of the time left that bounds of single rows may take, in L1 and L2, where bounds of the
 # whole Jacobian come after them. A choice: it matters only where the limit is too short for both.
 _SHARE_OF_ROWS = 0.6
-
-
-@dataclass(frozen=True)
-class RootBounds:
-    """Bounds of a whole problem, before any branching.
-
-    Attributes:
-        class_upper_bounds: Upper bound per row of the problem, [R]; [1] of all rows together.
-        preacts: Pre-activation interval by activation node, [1, *shape].
-        rounding: Widening against rounding that these intervals contain, by activation node,
-            [1, *shape].
-        norm: The bounds of the Jacobian, B = R.
-    """
-
-    class_upper_bounds: Tensor
-    preacts: dict[int, Interval]
-    norm: NormBounds
-    rounding: dict[int, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -66,6 +48,8 @@ def native_crown(
     Returns:
         The bounds, in the dtype of the problem.
     """
+    if problem.graph.product_nodes:
+        return product_bounds(problem, memory_budget=memory_budget, clock=clock)
     plan = Plan(problem.graph)
     budget = memory_budget or default_memory_budget(problem.graph.device)
     lower, upper = problem.lower[None], problem.upper[None]
@@ -118,6 +102,6 @@ def root_bounds(
 
 def interval_bounds(problem: LocalProblem) -> Tensor:
     """What interval arithmetic alone makes of a problem, [R] or [1]."""
-    return interval_norm_bound(
+    return interval_bound(
         problem.graph, problem.lower, problem.upper, problem.rows, problem.measure
     )

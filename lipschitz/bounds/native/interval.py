@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
-from lipschitz.norms import Measure
 from lipschitz.rounding import guard
 
 
@@ -179,24 +178,3 @@ def jacobian_interval(graph: Graph, rows: Tensor, slopes: dict[int, Interval]) -
         zero = torch.zeros(rows.shape[0], *graph.input_shape, dtype=rows.dtype, device=rows.device)
         return Interval(zero, zero)
     return cotangents[0]
-
-
-@torch.no_grad()
-def interval_norm_bound(
-    graph: Graph, lower: Tensor, upper: Tensor, rows: Tensor, measure: Measure | None = None
-) -> Tensor:
-    """Upper bound of the Jacobian's norm over one box by interval arithmetic alone.
-
-    Args:
-        graph: The network, without products of two values.
-        lower, upper: The box, [*input_shape].
-        rows: Output directions [R, C].
-        measure: The norm, that of Linf if None.
-
-    Returns:
-        [R], or [1] of all rows together; rounding guard included.
-    """
-    forward = forward_intervals(graph, lower[None], upper[None])
-    preacts = {i: forward.bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
-    entries = jacobian_interval(graph, rows, slope_intervals(graph, preacts))
-    return (measure or Measure()).upper_bound(*entries)

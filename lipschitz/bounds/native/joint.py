@@ -25,13 +25,13 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.backward.operator_norm import problem_bounds
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.terms.forward import Form, forward_forms, norm_upper_bound
 from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
-from lipschitz.bounds.native.terms.intervals import term_intervals
+from lipschitz.bounds.native.terms.intervals import TermIntervals, term_intervals
 from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, LinearBounds, PlaneSearch
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.graph import Graph
@@ -44,6 +44,9 @@ _FEW_INPUTS = 8
 # Cotangents of a layer get rows of their own up to this product of boxes, neurons and numbers of
 # nonlinear terms. A choice: about a second on one core.
 _LARGEST_TIGHTENING = 10**8
+# Most of the time left that rows from values and cotangents may take where there are products. A
+# choice: without the rows of the norm after them the bound is that of intervals.
+_SHARE_OF_INTERVALS = 0.9
 # A step of the optimisation costs about as much as three passes. A guess.
 _PASSES_OF_STEP = 3
 
@@ -87,17 +90,32 @@ class JointBound:
         known = source.known(preacts, cotangents)
         self.form: Form | None = None
         arguments = (self.terms, lower, upper, self.constants, known)
+        has_products = bool(source.graph.product_nodes)
         if source.is_carried_forward:
             self.intervals, forms = forward_forms(*arguments, kept=(self.gradient,))
             self.form = forms[self.gradient]
             known = dict(enumerate(self.intervals.bounds))
-        else:
+        elif not has_products:
             self.intervals = term_intervals(*arguments)
-        if search.steps:
+        if has_products:
+            if search.steps or not source.is_carried_forward:
+                self.intervals = self._narrowed(known)
+        elif search.steps:
             for a in reversed(source.graph.activation_nodes):
                 if source.at_nodes.get(a) in known and self._tighten(source.at_nodes[a], known):
                     again = term_intervals(self.terms, lower, upper, self.constants, known)
                     self.intervals = replace(again, lines=self.intervals.lines)
+
+    def _narrowed(self, known: dict[int, Interval]) -> TermIntervals:
+        """Intervals by rows from all that products and functions read."""
+        narrowing, batch = self.source.narrowing, len(self.constants[self.source.row])
+        rows = narrowing.value_rows + batch * narrowing.cotangent_rows
+        steps = self.search.cotangent_steps
+        if rows * self.source.size * (1 + _PASSES_OF_STEP * steps) > _LARGEST_TIGHTENING:
+            steps = 0
+        search = replace(self.search, steps=steps) if steps else ONE_PASS
+        clock = self.clock.part(_SHARE_OF_INTERVALS)
+        return narrowing.intervals(*self._box, self.constants, known, self.budget, search, clock)
 
     def _tighten(self, index: int, known: dict[int, Interval]) -> bool:
         """Bound a cotangent by planes, in ``known``; False if that costs too much to pay."""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import unit_rows
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.terms.gradient import has_curves
 from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, PlaneSearch
 from lipschitz.network.affine import AffineMap, Linear

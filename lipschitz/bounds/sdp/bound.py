@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.alpha import native_alpha
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.outcome import Outcome, better
 from lipschitz.bounds.sdp.boxes import (
     Effort,

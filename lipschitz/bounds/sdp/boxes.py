@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, slope_intervals
 from lipschitz.bounds.native.memory.budget import free_memory
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.sdp.certificate import certified_bound
 from lipschitz.bounds.sdp.program import Facts, Program, build_program
 from lipschitz.bounds.sdp.sweeps import Sweeps, rank_for

@@ -22,13 +22,13 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.backward.path_sums import PathSums
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import (
     Interval,
     forward_intervals,
     jacobian_interval,
     slope_intervals,
 )
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.inputs import Boxes, InputSearch
 from lipschitz.search.engines.neurons import NeuronSearch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound, rounded_down
 from lipschitz.search.engines.functionals import Functionals, FunctionalSearch

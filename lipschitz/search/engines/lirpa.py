@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.crown import RootBounds
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.problem import LocalProblem
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import Chooser, SplitFacts

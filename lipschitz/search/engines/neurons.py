@@ -18,8 +18,8 @@ from lipschitz.bounds.feasibility.batched import search_feasible
 from lipschitz.bounds.feasibility.by_program import check_leaf
 from lipschitz.bounds.native.backward.first_layer import FirstLayer
 from lipschitz.bounds.native.backward.norm_bounds import norm_bounds
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.problem import LocalProblem
 from lipschitz.search.heuristics import Chooser, SplitFacts

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.sdp.boxes import (
     Effort,
     programs_at_once,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
-from lipschitz.bounds.native.crown import RootBounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_rows
 from lipschitz.bounds.native.interval import Interval, intersect, slope_intervals
 from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.problem import LocalProblem
 from lipschitz.search.subdomain_bounds.multipliers import SplitTightening

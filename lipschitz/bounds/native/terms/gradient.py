@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from lipschitz.bounds.native.interval import Interval, slope_intervals
+from lipschitz.bounds.native.terms.narrowing import Narrowing
 from lipschitz.network.activations.derivative import derivative_of
 from lipschitz.network.derivative import Terms
 from lipschitz.network.graph import Graph
@@ -43,6 +46,11 @@ class GradientTerms:
     def size(self) -> int:
         """Numbers of all nonlinear terms together."""
         return sum(t.shape.numel() for t in self.terms.terms if t.is_product or t.function)
+
+    @cached_property
+    def narrowing(self) -> Narrowing:
+        """What rows backward narrow."""
+        return Narrowing(self.terms)
 
     @property
     def is_carried_forward(self) -> bool:

@@ -17,6 +17,7 @@ from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.interval import Interval, intersect
 from lipschitz.bounds.native.memory.budget import take
 from lipschitz.bounds.native.plan import unit_rows
+from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.bounds.native.terms.backward import upper_bound
 from lipschitz.bounds.native.terms.corners import weights_at_corner
 from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares
@@ -214,6 +215,7 @@ class LinearBounds:
         search: PlaneSearch = ONE_PASS,
         clock: Clock = UNLIMITED,
         stage: str = STAGE,
+        mask: Tensor | None = None,
     ) -> Interval:
         """Intervals of every number of a term by rows of its own, within those known.
 
@@ -221,14 +223,19 @@ class LinearBounds:
             start: The term.
             known: [B, *shape of the term].
             search, clock, stage: As in :meth:`upper_bounds`.
+            mask: Which numbers are asked for, [B or 1, *shape]; all if None.
         """
         like = known.lower
         shape = like.shape[1:]
-        rows = unit_rows(torch.arange(shape.numel(), device=like.device), shape, like)
+        if mask is None:
+            mask = torch.ones_like(like[:1], dtype=torch.bool)
+        indices = needed_indices(mask)
+        if not len(indices):
+            return known
+        rows = unit_rows(indices, shape, like)
         rows = rows.expand(len(like), *rows.shape[1:])
         found = self.upper_bounds(start, rows, search, clock, stage)
-        above, below = (end.reshape(like.shape) for end in found.chunk(2, dim=1))
-        return intersect(known, Interval(-below, above))
+        return intersect(known, place(known, torch.stack(found.chunk(2, dim=1)), indices, mask))
 
     def norms(
         self,

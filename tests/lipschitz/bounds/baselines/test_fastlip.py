@@ -8,8 +8,9 @@ from oracles import jacobians, points_in_box
 from lipschitz import build_graph, make_problem
 from lipschitz.bounds.baselines import fastlip
 from lipschitz.bounds.baselines.fastlip import fastlin_preactivations, fastlip_bound, parallel_lines
-from lipschitz.bounds.native.interval import Interval, forward_intervals, interval_norm_bound
+from lipschitz.bounds.native.interval import Interval, forward_intervals
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.terms.jacobian import interval_bound
 from lipschitz.network.activations import PiecewiseLinear
 
 BUDGET = 2**20
@@ -22,7 +23,7 @@ def test_every_row_lies_between_gradients_and_interval_arithmetic(case, eps):
     model = case.model()
     problem = make_problem(build_graph(model, case.input_shape), case.point(), eps)
     bound = fastlip_bound(problem)
-    interval = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    interval = interval_bound(problem.graph, problem.lower, problem.upper, problem.rows)
     norms = jacobians(model, points_in_box(problem.lower, problem.upper, 50))
     assert bool((norms.abs().flatten(2).sum(2).amax(0) <= bound * (1 + 1e-12)).all())
     assert bool((bound <= interval * (1 + 1e-12)).all())

@@ -9,7 +9,7 @@ from shared import graph_of, problem_of, sampled_jacobians
 
 from lipschitz.bounds.lirpa import bounds as lirpa_bounds
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
-from lipschitz.bounds.native.interval import interval_norm_bound
+from lipschitz.bounds.native.terms.jacobian import interval_bound
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.relaxation import LineBounds, slope_product_lines
@@ -53,7 +53,7 @@ def test_no_sampled_gradient_beats_a_bound(case, eps, optimize):
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_interval_bounds_are_the_native_ones(case):
     problem, engine = problem_of(case, 0.2), engine_of(case)
-    native = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    native = interval_bound(problem.graph, problem.lower, problem.upper, problem.rows)
     torch.testing.assert_close(engine.ibp(problem), native, rtol=1e-9, atol=1e-9)
     linear = engine.crown(problem, optimize=False).class_upper_bounds
     assert (linear <= native * (1 + 1e-9)).all()

@@ -12,7 +12,7 @@ from torch import nn
 from lipschitz.bounds.lirpa.bounds import LirpaEngine
 from lipschitz.bounds.native import lines
 from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.interval import interval_norm_bound
+from lipschitz.bounds.native.terms.jacobian import interval_bound
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import make_problem
 from lipschitz.relaxation import LineBounds, slope_product_lines
@@ -164,7 +164,7 @@ def test_float32_agrees_with_float64(case):
 
 def test_tighter_than_intervals_where_it_should_be():
     _, problem = problem_of(case_named("mlp5"), 0.2)
-    interval = interval_norm_bound(problem.graph, problem.lower, problem.upper, problem.rows)
+    interval = interval_bound(problem.graph, problem.lower, problem.upper, problem.rows)
     assert (native_crown(problem).class_upper_bounds < 0.9 * interval).all()
 
 
