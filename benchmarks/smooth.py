@@ -5,22 +5,26 @@ The boxes are ``x(t) = image + t (1 - image)`` for t in [0, eps]; bounded is the
 only input. The truth is the largest on a dense grid, which is at most a little below it.
 
 Networks are sigmoid MLPs stored as a PyTorch state dict, layers in order. Images are a NumPy array,
-one image a row, pixels in [0, 1].
+one image a row, pixels in [0, 1]. With a checkout of github.com/uiuc-arc/Pasado its code bounds the
+same boxes.
 
-Example: python -m benchmarks.smooth --network mlp.pth --images images.npy
+Example: python -m benchmarks.smooth --network mlp.pth --images images.npy --pasado Pasado
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks import tables
+from benchmarks.pasado import LINES, Pasado, load_pasado
+from benchmarks.sigmoid_files import Layers, flat_images, numbers, sigmoid_mlp, stored_layers
 from lipschitz import BranchOptions, Prepared, make_problem
 from lipschitz.errors import InputError
 from utils import Parser, run_cli
@@ -32,40 +36,17 @@ METHODS = {
     "alpha": {"method": "alpha"},
     "bab": {"branching": BranchOptions(timeout=10)},
 }
-COLUMNS = ("eps", "method", "upper bound / truth", "largest of the images", "s, median")
+COLUMNS = ("eps", "method", "mean bound / mean truth", "largest bound / truth", "s, median")
 # Points of the grid.
 _GRID = 4001
+# The bound of a box [0, eps], and the seconds it took.
+Bound = Callable[[float], tuple[float, float]]
 
 
-def stored_layers(path: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of an MLP, in order.
-
-    Raises:
-        InputError: The file is missing, or holds anything else.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        values = [value.double() for value in state.values()]
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (AttributeError, RuntimeError, OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path}: expected a state dict ({error})") from None
-    layers = list(zip(values[::2], values[1::2], strict=False))
-    if not layers or any(w.dim() != 2 or b.shape != w.shape[:1] for w, b in layers):
-        raise InputError(f"{path}: expected the weights and biases of linear layers by turns")
-    return layers
-
-
-def on_line(layers: list[tuple[Tensor, Tensor]], image: Tensor) -> nn.Sequential:
+def on_line(layers: Layers, image: Tensor) -> nn.Sequential:
     """The network as a function of t, [B, 1] to [B, C], in float64."""
     (weight, bias), *rest = layers
-    folded = [((weight @ (1 - image))[:, None], weight @ image + bias), *rest]
-    modules: list[nn.Module] = []
-    for index, (weight, bias) in enumerate(folded):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
-        linear.weight.data, linear.bias.data = weight, bias
-        modules += [linear] if index == len(folded) - 1 else [linear, nn.Sigmoid()]
-    return nn.Sequential(*modules).eval()
+    return sigmoid_mlp([((weight @ (1 - image))[:, None], weight @ image + bias), *rest])
 
 
 def truth(model: nn.Module, eps: float) -> float:
@@ -75,23 +56,64 @@ def truth(model: nn.Module, eps: float) -> float:
     return float(slopes.detach().abs().max())
 
 
-def measure(models: list[nn.Module], radii: list[float]) -> list[list[object]]:
-    """Rows of :data:`COLUMNS`."""
+def by_method(model: nn.Module, method: str) -> Bound:
+    """Bounds by one of :data:`METHODS`.
+
+    The seconds are those of the upper bound alone; of a search, which needs both, of both.
+    """
+    prepared = Prepared(model, (1,), **METHODS[method])
+
+    def bound(eps: float) -> tuple[float, float]:
+        centre = torch.full((1,), eps / 2, dtype=torch.float64)
+        problem = make_problem(prepared.graph, centre, eps / 2)
+        begin = time.perf_counter()
+        if prepared.branching is None:
+            upper_bound = float(prepared.upper_bounds(problem).max())
+        else:
+            upper_bound = prepared.bound(problem).upper_bound
+        return upper_bound, time.perf_counter() - begin
+
+    return bound
+
+
+def by_pasado(pasado: Pasado, layers: Layers, image: Tensor, line: str) -> Bound:
+    """Results of Pasado's code, the input formed as one of :data:`LINES` says."""
+    return lambda eps: pasado.bound(layers, image, eps, LINES[line])
+
+
+def measure(
+    layers: Layers, images: Tensor, radii: tuple[float, ...], pasado: Pasado | None
+) -> list[list[object]]:
+    """Rows of :data:`COLUMNS`.
+
+    The methods take turns on every image, so that all see the machine as busy as it is.
+
+    Args:
+        layers: Of the network.
+        images: [N, D].
+        radii: Lengths of the lines.
+        pasado: Its code, for rows of its own.
+    """
+    models = [on_line(layers, image) for image in images]
+    bounds: list[dict[str, Bound]] = []
+    for model, image in zip(models, images, strict=True):
+        of_image: dict[str, Bound] = {}
+        if pasado is not None:
+            of_image |= {line: by_pasado(pasado, layers, image, line) for line in LINES}
+        bounds.append(of_image | {method: by_method(model, method) for method in METHODS})
     rows: list[list[object]] = []
     for eps in radii:
         true = [truth(model, eps) for model in models]
-        for method, arguments in METHODS.items():
-            ratios, seconds = [], []
-            for model, largest in zip(models, true, strict=True):
-                prepared = Prepared(model, (1,), **arguments)
-                centre = torch.full((1,), eps / 2, dtype=torch.float64)
-                problem = make_problem(prepared.graph, centre, eps / 2)
-                prepared.bound(problem)  # the first run fills caches
-                result = prepared.bound(problem)
-                ratios.append(result.upper_bound / largest)
-                seconds.append(result.seconds)
-            mean, most = statistics.mean(ratios), max(ratios)
-            rows.append([eps, method, f"{mean:.5f}", f"{most:.5f}", statistics.median(seconds)])
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in bounds[0]}
+        for of_image in bounds:
+            for name, bound in of_image.items():
+                bound(eps)  # the first run fills caches
+                found[name].append(bound(eps))
+        for name, results in found.items():
+            upper, seconds = zip(*results, strict=True)
+            mean = sum(upper) / sum(true)
+            most = max(bound / largest for bound, largest in zip(upper, true, strict=True))
+            rows.append([eps, name, f"{mean:.5f}", f"{most:.5f}", statistics.median(seconds)])
             print(rows[-1], flush=True)
     return rows
 
@@ -104,20 +126,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=4, help="images, from the first (default 4)")
     parser.add_argument("--eps", default=RADII, help=f"comma-separated (default {RADII})")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--pasado", type=Path, help="a checkout of github.com/uiuc-arc/Pasado")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    pasado = None if args.pasado is None else load_pasado(args.pasado)
     layers = stored_layers(args.network)
-    try:
-        images = torch.from_numpy(np.load(args.images)).double().flatten(1)[: args.count]
-        radii = [float(eps) for eps in args.eps.split(",")]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--images or --eps: {error}") from None
+    images, radii = flat_images(args.images, args.count), numbers("--eps", args.eps)
     if not len(images) or images.shape[1] != layers[0][0].shape[1]:
         raise InputError(
             f"{args.images}: {len(images)} images of {images.shape[1]} pixels for a network of "
             f"{layers[0][0].shape[1]} inputs"
         )
-    rows = measure([on_line(layers, image) for image in images], radii)
+    rows = measure(layers, images, radii, pasado)
     tables.publish(f"smooth_{args.network.stem}", COLUMNS, rows)
     return 0
 

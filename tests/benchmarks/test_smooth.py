@@ -1,34 +1,23 @@
-"""The benchmark of curved activations, on a small network and images written here."""
+"""The benchmark of curved activations, on a small network and small images."""
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import smooth, tables
 from utils import run_cli
 
 
-@pytest.fixture
-def files(tmp_path):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3))
-    torch.save(model.state_dict(), tmp_path / "mlp.pth")
-    np.save(tmp_path / "images.npy", np.linspace(0, 1, 18).reshape(3, 6))
-    return tmp_path
-
-
-def arguments(files, **changes) -> list[str]:
-    given = {"network": files / "mlp.pth", "images": files / "images.npy", **changes}
+def arguments(mlp_files, **changes) -> list[str]:
+    given = {"network": mlp_files / "mlp.pth", "images": mlp_files / "images.npy", **changes}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
-def test_every_bound_is_at_least_the_truth(files, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", files)
+def test_every_bound_is_at_least_the_truth(mlp_files, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", mlp_files)
     threads = torch.get_num_threads()
-    assert run_cli(smooth.main, arguments(files, eps="0.5,0.01", count=2)) == 0
+    assert run_cli(smooth.main, arguments(mlp_files, eps="0.5,0.01", count=2)) == 0
     torch.set_num_threads(threads)
-    rows = (files / "smooth_mlp.md").read_text().splitlines()[2:10]
+    rows = (mlp_files / "smooth_mlp.md").read_text().splitlines()[2:10]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[1] for row in cells] == 2 * list(smooth.METHODS)
     ratios = {(row[0], row[1]): float(row[2]) for row in cells}
@@ -39,8 +28,8 @@ def test_every_bound_is_at_least_the_truth(files, monkeypatch):
         assert ratios[eps, "bab"] < 1.001
 
 
-def test_the_folded_network_is_the_network_on_the_line(files):
-    layers = smooth.stored_layers(files / "mlp.pth")
+def test_the_folded_network_is_the_network_on_the_line(mlp_files):
+    layers = smooth.stored_layers(mlp_files / "mlp.pth")
     image = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
     t = torch.tensor([[0.3]], dtype=torch.float64)
     (first, bias), (second, last) = layers
@@ -50,7 +39,7 @@ def test_the_folded_network_is_the_network_on_the_line(files):
 
 
 @pytest.mark.parametrize("missing", ["network", "images"])
-def test_a_missing_file_ends_in_one_line(files, missing, capsys):
-    argv = arguments(files, **{missing: files / "none"})
+def test_a_missing_file_ends_in_one_line(mlp_files, missing, capsys):
+    argv = arguments(mlp_files, **{missing: mlp_files / "none"})
     assert run_cli(smooth.main, argv) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
