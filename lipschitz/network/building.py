@@ -51,6 +51,27 @@ _COVERED = (
 # Operators that masks are written with: minus infinity is a constant of these.
 _MASKING = frozenset(["add", "masked_fill", "where", "baddbmm"])
 _DIVISIONS = frozenset(["div", "divide", "true_divide", "truediv"])
+# Functions whose first dimension is the batch, and layers of which no dimension is.
+_BATCH_FIRST = frozenset(
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "convolution",
+        "batch_norm",
+        "instance_norm",
+        "group_norm",
+        "prelu",
+        "upsample_bicubic2d",
+        "_upsample_bicubic2d_aa",
+        "interpolate",
+        "upsample",
+    ]
+)
+_ANY_SHAPE = (nn.Linear, nn.Flatten, nn.Unflatten)
 
 
 class Builder(Recording):
@@ -83,6 +104,10 @@ class Builder(Recording):
         return Graph(self.live_nodes(), self.sample_input.device, self.sample_input.dtype)
 
     # -- helpers ---------------------------------------------------------------------------------
+
+    def _input(self, first: Branch) -> Branch:
+        """What the network's code gets, from the graph's first node."""
+        return first
 
     def _dead(self) -> set[fx.Node]:
         """Calls whose result nobody reads (assertions, branches for training)."""
@@ -139,7 +164,7 @@ class Builder(Recording):
                     f"the network takes a second input {node.target!r}: only one is covered"
                 )
             self.memory[node] = self.sample_input
-            return self.add(str(node.target), (), self.sample_input)
+            return self._input(self.add(str(node.target), (), self.sample_input))
         if node.op == "get_attr":
             value: Any = self.traced
             for part in str(node.target).split("."):
@@ -152,7 +177,7 @@ class Builder(Recording):
             pick = operator.getitem if node.target is operator.getitem else getattr
             part = pick(args[0], args[1])
             if isinstance(part, Branch):
-                self.memory[node] = self.samples[part.index]
+                self.memory[node] = self._concrete(part)
             return part
         selects = node.target is torch.ops.aten.select.int and isinstance(args[0], States)
         if selects and args[1] == 0:
@@ -245,6 +270,12 @@ class Builder(Recording):
             return result
         if affine.LIKE_ANOTHER.intersection(names) and not isinstance(args[0], Branch):
             return result
+        return self._ruled(node, names, args, kwargs, result)
+
+    def _ruled(
+        self, node: fx.Node, names: tuple[str, ...], args: tuple, kwargs: dict, result: Any
+    ) -> Any:
+        """What the rule of a call gives."""
         if affine.SPLITS.intersection(names):
             return tuple(self._part(node, args, kwargs, i, part) for i, part in enumerate(result))
         if node.op == "call_module":
@@ -262,20 +293,24 @@ class Builder(Recording):
         if _MASKING.intersection(names) and _has_minus_infinity((args, kwargs)):
             args, kwargs = _masked(args), _masked(kwargs)
             result = self._evaluate(node, args, kwargs)
+        whole = any(branch.whole for branch in affine.branches_of((args, kwargs)))
+        if whole and _BATCH_FIRST.intersection(names):
+            raise NotImplementedError("it does not keep the batch dimension first")
+        value = self._sampled(result, whole=whole)
         pooling = _entry(POOLING_FUNCTIONS, node.target, names)
-        if pooling is not None and isinstance(result, Tensor):
+        if pooling is not None and isinstance(result, Tensor) and not whole:
             windows = pooling(args[0].shape, result.shape[1:], *args[1:], **kwargs)
             return self.maximum(node.name, args[0], windows, result.shape[1:])
         activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
         if activation is not None and isinstance(args[0], Branch):
-            return self.add_function(node.name, args[0], activation(*args[1:], **kwargs), result)
+            return self.add_function(node.name, args[0], activation(*args[1:], **kwargs), value)
         if "prelu" in names:  # it has a slope per channel, so the value's shape counts
             weight = kwargs["weight"] if "weight" in kwargs else args[1]
             return self.add_function(node.name, args[0], PReLU.of(weight, result), result)
         if "mul" in names and args[0] == args[1]:
-            return self.add_function(node.name, args[0], Square(), result)
+            return self.add_function(node.name, args[0], Square(), value)
         if _DIVISIONS.intersection(names) and self._is_softsign(*args):
-            return self.add_function(node.name, args[0], Softsign(), result)
+            return self.add_function(node.name, args[0], Softsign(), value)
         for name in names:
             if name in affine.REFUSED_FUNCTIONS:
                 raise NotImplementedError(affine.REFUSED_FUNCTIONS[name])
@@ -288,9 +323,14 @@ class Builder(Recording):
                     return written
             if name in affine.FUNCTION_RULES:
                 call = self._call(node, args, kwargs, result)
-                value = affine.FUNCTION_RULES[name](call, *args, **kwargs)
-                return self.add_value(node.name, value, result)
+                found = affine.FUNCTION_RULES[name](call, *args, **kwargs)
+                return self.add_value(node.name, found, value)
         raise NotImplementedError
+
+    @staticmethod
+    def _sampled(result: Any, *, whole: bool) -> Any:
+        """A result on the sample as a node's value, with the batch dimension first."""
+        return result.unsqueeze(0) if whole and isinstance(result, Tensor) else result
 
     def _is_softsign(self, numerator: Any, denominator: Any) -> bool:
         """Whether it is ``x / (1 + |x|)``, as torch.export writes softsign."""
@@ -325,7 +365,8 @@ class Builder(Recording):
     def _part(self, node: fx.Node, args: tuple, kwargs: dict, i: int, part: Tensor) -> Branch:
         """Result number ``i`` of a split."""
         call = Call(args, kwargs, part, lambda a, k: self._run(node, a, k)[i])
-        return self.add_value(f"{node.name}_{i}", affine.positive(call), part)
+        value = self._sampled(part, whole=call.whole)
+        return self.add_value(f"{node.name}_{i}", affine.positive(call), value)
 
     def _module(
         self,
@@ -353,17 +394,22 @@ class Builder(Recording):
             raise NotImplementedError("it has a forward hook")
         if _lookup(module, dict.fromkeys(affine.IDENTITY_MODULES, True)):
             return args[0]
+        whole = args[0].whole
         rule = _lookup(module, affine.MODULE_RULES)
+        activation = _lookup(module, ACTIVATION_MODULES)
+        free = isinstance(module, _ANY_SHAPE) or activation is not None
+        if whole and (not free or isinstance(module, nn.PReLU)):
+            raise NotImplementedError("it does not keep the batch dimension first")
+        sampled = self._sampled(value, whole=whole)
         if rule is not None:
             applied = rule(self._call(None, args, kwargs, value, run), module)
-            return self.add_value(name, applied, value)
+            return self.add_value(name, applied, sampled)
         pooling = _lookup(module, POOLING_MODULES)
         if pooling is not None and isinstance(value, Tensor):
             windows = pooling[0](args[0].shape, value.shape[1:], **pooling[1](module))
             return self.maximum(name, args[0], windows, value.shape[1:])
-        activation = _lookup(module, ACTIVATION_MODULES)
         if activation is not None:
-            return self.add_function(name, args[0], activation(module, value), value)
+            return self.add_function(name, args[0], activation(module, value), sampled)
         raise NotImplementedError
 
     def call_module(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -377,8 +423,10 @@ class Builder(Recording):
             return module(*given, **options)
 
         try:
-            with torch.no_grad():
-                value = run(self._concrete(args), self._concrete(kwargs))
+            value = None
+            if _lookup(module, WRITTEN_MODULES) is None:
+                with torch.no_grad():
+                    value = run(self._concrete(args), self._concrete(kwargs))
             return self._module(name, module, args, kwargs, value, run)
         except NotImplementedError as error:
             reason = str(error) or "it is not covered"

@@ -195,10 +195,19 @@ class Terms:
             self._slopes[index] = self.add(Term(term.parents, term.shape, function=slope))
         return self._slopes[index]
 
-    def values(self, x: Tensor, constants: dict[int, Tensor]) -> list[Tensor]:
-        """Value of every term at x [B, *input_shape], given those of the constants [B, *shape]."""
+    def values(
+        self, x: Tensor, constants: dict[int, Tensor], last: int | None = None
+    ) -> list[Tensor]:
+        """Value of every term at points, or of those up to one.
+
+        Args:
+            x: Points, [B, *input_shape].
+            constants: Values of the constant terms, [B, *shape].
+            last: The last term that is asked for.
+        """
         found: list[Tensor] = [x]
-        for index, term in enumerate(self.terms[1:], start=1):
+        stop = None if last is None else last + 1
+        for index, term in enumerate(self.terms[1:stop], start=1):
             inputs = [found[p] for p in term.parents]
             if term.is_constant:
                 found.append(constants[index])

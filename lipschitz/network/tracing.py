@@ -20,6 +20,7 @@ from lipschitz.network.building import Builder
 from lipschitz.network.composed import WRITTEN_MODULES
 from lipschitz.network.formats.exported import ExportedNetwork
 from lipschitz.network.graph import Graph
+from lipschitz.network.one_example import OneExampleBuilder
 
 # Modules whose training mode changes what they compute.
 _TRAINING_SENSITIVE = (
@@ -50,16 +51,50 @@ def build_graph(model: nn.Module, input_shape: Sequence[int]) -> Graph:
     model = checked_module(model)
     input_shape = _shape_of(input_shape)
     device, dtype = placement(model)
-    is_exported = isinstance(model, ExportedNetwork)
-    batch = (model.batch if is_exported else None) or 2
+    batch = (model.batch if isinstance(model, ExportedNetwork) else None) or 2
     generator = torch.Generator().manual_seed(0)
     sample = torch.rand(batch, *input_shape, generator=generator, dtype=torch.float64)
     sample = sample.to(device=device, dtype=dtype)
     _check_output(model, sample)
-    traced = model.program if is_exported else _trace(model, sample)
-    graph = Builder(traced, sample).build()
+    try:
+        graph = Builder(_trace(model, sample), sample).build()
+    except NotImplementedError as error:
+        return _of_one_example(model, sample[:1], error)
     check_jacobian(graph, model)
     return graph
+
+
+def _of_one_example(model: nn.Module, example: Tensor, reason: NotImplementedError) -> Graph:
+    """The graph of a network whose code does not keep the batch first, from one example.
+
+    Raises:
+        NotImplementedError: What kept it from being read, with a batch first or without.
+    """
+    if isinstance(model, ExportedNetwork) and model.batch not in (None, 1):
+        raise reason
+    try:
+        graph = OneExampleBuilder(_trace(model, example), example).build()
+        check_jacobian(graph, model)
+    except NotImplementedError as error:
+        is_clearer = _is_about_batch(reason) and not _is_about_batch(error)
+        raise (error if is_clearer else reason) from None
+    except InputError:
+        raise reason from None
+    return graph
+
+
+def _is_about_batch(error: NotImplementedError) -> bool:
+    """Whether a network was refused for where its batch dimension is."""
+    phrases = (
+        "batch dimension first",
+        "batch is not the first",
+        "last states",
+        "number of dimensions",
+        "examples of a batch",
+        "for each example",
+        "of each of a batch",
+    )
+    return any(phrase in str(error) for phrase in phrases)
 
 
 def checked_module(model: Any) -> nn.Module:
@@ -140,6 +175,8 @@ def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     Raises:
         NotImplementedError: They depend on the values of the input.
     """
+    if isinstance(model, ExportedNetwork):
+        return model.program
     if type(model) in WRITTEN_MODULES:  # a layer is followed as a whole, not its own code
         model = nn.Sequential(model).eval()
     try:

@@ -103,10 +103,18 @@ class Branch:
     Attributes:
         index: Node of the graph that computes it.
         shape: Its shape without the batch dimension.
+        whole: Whether the network's code sees it in that shape, that is, one example's value with
+            no batch dimension of ours; else the batch comes first in the code too.
     """
 
     index: int
     shape: torch.Size
+    whole: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions that the network's code sees."""
+        return len(self.shape) + (not self.whole)
 
 
 @dataclass(frozen=True)

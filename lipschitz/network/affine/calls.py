@@ -40,9 +40,14 @@ class Call:
     run: Callable[[tuple, dict[str, Any]], Any]
 
     @property
+    def whole(self) -> bool:
+        """Whether the result is that of one example, see :class:`Branch`."""
+        return any(branch.whole for branch in self.branches)
+
+    @property
     def shape(self) -> torch.Size:
         """Shape of the result without the batch dimension."""
-        return self.result.shape[1:]
+        return self.result.shape if self.whole else self.result.shape[1:]
 
     @property
     def batch(self) -> int:
@@ -66,12 +71,17 @@ class Call:
             raise NotImplementedError("its constant is not finite")
         if tensor.dim() > self.result.dim():
             raise NotImplementedError("its constant has more dimensions than a batch of values")
-        if tensor.dim() == self.result.dim() and tensor.shape[0] != 1:
+        if not self.whole and tensor.dim() == self.result.dim() and tensor.shape[0] != 1:
             tensor = _one_row(tensor)
         return tensor
 
     def operation(self, *inputs: Tensor) -> Tensor:
         """The result with the branches replaced, in order, by batches of any size."""
+        if self.whole:
+            return torch.vmap(self._computed)(*inputs)
+        return self._computed(*inputs)
+
+    def _computed(self, *inputs: Tensor) -> Tensor:
         remaining = iter(inputs)
 
         def fill(argument: Any) -> Any:
@@ -89,6 +99,8 @@ class Call:
     def _constant_for(self, constant: Tensor, like: Tensor) -> Tensor:
         dtype = like.dtype if constant.is_floating_point() else constant.dtype
         constant = constant.detach().to(device=like.device, dtype=dtype)
+        if self.whole:
+            return constant
         per_example = constant.dim() == self.result.dim() and constant.shape[0] == self.batch
         if per_example and constant.dtype != torch.long:  # those are indices
             return _one_row(constant).expand(len(like), *constant.shape[1:])
@@ -167,6 +179,8 @@ def weighted(
 ) -> Applied:
     """``operation(x, weight)``, linear in both."""
     weight = weight.detach().to(call.result.dtype).clone()
+    if call.whole:
+        operation = torch.vmap(operation, in_dims=(0, None))
     _try_out(lambda x: operation(x, weight), [branch.shape], call)
     return Applied(Weighted(operation, weight, None, branch.shape, call.shape), (branch,))
 
@@ -179,6 +193,8 @@ def broadcast(value: Value, shape: torch.Size) -> Value:
     """
     if value.shape == shape:
         return value
+    if len(value.shape) < len(shape) and isinstance(value, Branch) and value.whole:
+        value = reshaped(value, torch.Size([1] * (len(shape) - len(value.shape)) + [*value.shape]))
     if len(value.shape) != len(shape):
         raise NotImplementedError("its operands differ in their number of dimensions")
     operation = Positive(lambda x: x.expand(len(x), *shape), [value.shape], shape)

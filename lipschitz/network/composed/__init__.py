@@ -7,7 +7,7 @@ and recurrent layers. :mod:`writer` has the steps they are written with.
 
 from lipschitz.network.composed.functions import WRITTEN_FUNCTIONS, Extreme
 from lipschitz.network.composed.modules import WRITTEN_MODULES
-from lipschitz.network.composed.recurrent import States
+from lipschitz.network.composed.recurrent import States, is_recurrent
 from lipschitz.network.composed.softmax import MASK_FROM, MASKED
 from lipschitz.network.composed.writer import Writer
 
@@ -19,4 +19,5 @@ __all__ = [
     "Extreme",
     "States",
     "Writer",
+    "is_recurrent",
 ]

@@ -50,10 +50,10 @@ def inner(x: Branch, dim: int) -> int:
     Raises:
         NotImplementedError: It is the batch.
     """
-    count = len(x.shape) + 1
-    if not -count <= dim < count or dim % count == 0:
+    count = x.rank
+    if not -count <= dim < count or (dim % count == 0 and not x.whole):
         raise NotImplementedError("it mixes the examples of a batch")
-    return dim % count - 1
+    return dim % count - (not x.whole)
 
 
 def inner_dims(x: Branch, dims: int | Sequence[int] | None) -> list[int]:
@@ -63,6 +63,8 @@ def inner_dims(x: Branch, dims: int | Sequence[int] | None) -> list[int]:
         NotImplementedError: The batch is one of them.
     """
     if dims is None or (not isinstance(dims, int) and not len(dims)):
+        if x.whole:
+            return list(range(len(x.shape)))
         raise NotImplementedError("without dimensions it mixes the examples of a batch")
     return [inner(x, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
 
@@ -107,17 +109,18 @@ def _pow(write: Writer, call: Call, input: Any, exponent: Any) -> Written:
 def _matmul(write: Writer, call: Call, input: Any, other: Any) -> Written:
     if not _both(input, other):
         return None
-    vector = len(input.shape) == 1 and len(other.shape) == 1
-    if vector or min(len(input.shape), len(other.shape)) < 2:
+    whole = input.whole and other.whole
+    if not whole and min(len(input.shape), len(other.shape)) < 2:
         raise NotImplementedError("its operands must be matrices for each example")
-    first, second = _same_rank(input, other)
-    return write.matmul(first, second)
-
-
-def _same_rank(first: Branch, second: Branch) -> tuple[Branch, Branch]:
-    if len(first.shape) != len(second.shape):
+    if not whole and len(input.shape) != len(other.shape):
         raise NotImplementedError("its operands differ in their number of dimensions")
-    return first, second
+    first = write.unsqueeze(input, 0) if len(input.shape) == 1 else input
+    second = write.unsqueeze(other, -1) if len(other.shape) == 1 else other
+    rank = max(len(first.shape), len(second.shape))
+    first, second = (
+        write.reshape(x, [1] * (rank - len(x.shape)) + [*x.shape]) for x in (first, second)
+    )
+    return write.reshape(write.matmul(first, second), call.shape)
 
 
 def _baddbmm(
@@ -165,7 +168,7 @@ def _bilinear(
 
 def _chosen(x: Branch, dim: int | None) -> int:
     """The dimension of a softmax; without one as torch chooses it, of 0 for three, else 1."""
-    return (0 if len(x.shape) == 2 else 1) if dim is None else dim
+    return (0 if x.rank in (0, 1, 3) else 1) if dim is None else dim
 
 
 def _softmax(
@@ -411,11 +414,21 @@ def _attention(
 ) -> Written:
     if not _both(query, key, value):
         raise NotImplementedError("its query, key or value is a constant")
-    if dropout_p or enable_gqa or isinstance(attn_mask, Branch):
-        raise NotImplementedError("with dropout, grouped queries or a mask that is no constant")
+    if dropout_p:
+        raise NotImplementedError("with dropout")
+    if enable_gqa:
+        key, value = (_for_each_query(write, x, query.shape[-3]) for x in (key, value))
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     return masked_attention(write, query, key, value, attn_mask, scale)[0]
+
+
+def _for_each_query(write: Writer, x: Branch, heads: int) -> Branch:
+    """Keys or values [..., groups, S, E] repeated for every head of the queries."""
+    *front, groups, steps, size = x.shape
+    apart = write.reshape(x, [*front, groups, 1, steps, size])
+    each = write.expand(apart, [*front, groups, heads // groups, steps, size])
+    return write.reshape(each, [*front, heads, steps, size])
 
 
 WRITTEN_FUNCTIONS: dict[str, WrittenRule] = {

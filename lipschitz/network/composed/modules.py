@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from lipschitz.network.affine import Branch
-from lipschitz.network.composed.attention import encoder, encoder_layer, multihead
+from lipschitz.network.composed.attention import (
+    decoder,
+    decoder_layer,
+    encoder,
+    encoder_layer,
+    multihead,
+    transformer,
+)
 from lipschitz.network.composed.functions import WRITTEN_FUNCTIONS, Written, inner
 from lipschitz.network.composed.norms import group_norm, instance_norm, layer_norm
 from lipschitz.network.composed.recurrent import recurrent, recurrent_cell
@@ -89,6 +96,9 @@ WRITTEN_MODULES: dict[type[nn.Module], WrittenModule] = {
     nn.MultiheadAttention: multihead,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerEncoder: encoder,
+    nn.TransformerDecoderLayer: decoder_layer,
+    nn.TransformerDecoder: decoder,
+    nn.Transformer: transformer,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), recurrent),
     **dict.fromkeys((nn.LSTMCell, nn.GRUCell, nn.RNNCell), recurrent_cell),
 }

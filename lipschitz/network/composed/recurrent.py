@@ -47,6 +47,13 @@ def _rnn(relu: bool) -> Cell:
     return cell
 
 
+def is_recurrent(call: nn.Module | Sequence[str]) -> bool:
+    """Whether a layer, or a function of one of these names, is recurrent over several steps."""
+    if isinstance(call, nn.Module):
+        return isinstance(call, nn.RNNBase)
+    return any(name in _LAYERS for name in call)
+
+
 class States(tuple):
     """The last states of a recurrent layer, one branch for each layer and direction."""
 
@@ -88,10 +95,11 @@ def recurrent(write: Writer, module: nn.RNNBase, input: Any, hx: Any = None) -> 
     Raises:
         NotImplementedError: The batch is not the first dimension, or a projection.
     """
-    if not module.batch_first:
-        raise NotImplementedError("its batch is not the first dimension; use batch_first=True")
+    if not isinstance(input, Branch):
+        raise NotImplementedError("its input is a constant")
     if module.proj_size:
         raise NotImplementedError("with a projection")
+    _check_batch(input, first=module.batch_first)
     cell, count = _cell_of(module)
     weights = []
     for layer in range(module.num_layers):
@@ -112,30 +120,57 @@ def _layers(
     *,
     bidirectional: bool,
 ) -> tuple[Branch, tuple[States, ...]]:
-    """All outputs [steps, size], and the last states by layer and direction."""
-    if not isinstance(x, Branch) or len(x.shape) != 2:
+    """All outputs [steps, size], and the last states by layer and direction.
+
+    Of one example alone (:attr:`Branch.whole`), both in the shapes that torch gives them.
+    """
+    whole, shape = x.whole, x.shape
+    if whole:
+        x = write.reshape(x, [shape.numel() // shape[-1], shape[-1]])
+    if len(x.shape) != 2:
         raise NotImplementedError("only an input of shape [batch, steps, features] is covered")
-    if any(isinstance(value, (Branch, tuple, list)) for value in given):
-        raise NotImplementedError("its first state depends on the input; use the cell")
     directions, last = 2 if bidirectional else 1, []
     for layer in range(len(weights) // directions):
         outputs = []
         for direction in range(directions):
             place = layer * directions + direction
-            states = [v if v is None else _one_of_batch(v[place]) for v in given]
+            states = [_state_at(write, value, place) for value in given]
             part = write.named(f"layer{layer}" + ("_reverse" if direction else ""))
             found, state = _run(part, weights[place], x, states, cell, reverse=bool(direction))
             outputs.append(found)
             last.append(state)
         x = write.join(outputs, -1)
-    return x, tuple(States(state[i] for state in last) for i in range(len(given)))
+    final = tuple(States(state[i] for state in last) for i in range(len(given)))
+    if not whole:
+        return x, final
+    alone = [1] * (len(shape) - 2)
+    joined = []
+    for states in final:
+        rows = [write.reshape(state, [1, *alone, *state.shape]) for state in states]
+        joined.append(write.join(rows, 0))
+    return write.reshape(x, [*shape[:-1], x.shape[-1]]), tuple(joined)
+
+
+def _state_at(write: Writer, value: Any, place: int) -> Branch | Tensor | None:
+    """The first state of one layer and direction, [size].
+
+    Raises:
+        NotImplementedError: It depends on the input, and layers do not come first in a batch.
+    """
+    if isinstance(value, Branch):
+        if not value.whole:
+            raise NotImplementedError("its first state depends on the input of each of a batch")
+        return write.reshape(write.narrow(value, 0, place, 1), value.shape[-1:])
+    if value is None:
+        return None
+    return _one_of_batch(value[place].reshape(-1, value.shape[-1]))
 
 
 def _run(
     write: Writer,
     weights: Weights,
     x: Branch,
-    states: list[Tensor | None],
+    states: list[Branch | Tensor | None],
     cell: Cell,
     *,
     reverse: bool,
@@ -144,7 +179,10 @@ def _run(
     size, steps = weights.of_state.shape[1], x.shape[0]
     given = write.linear(x, weights.of_input, weights.input_bias)
     inputs = [write.reshape(write.narrow(given, 0, t, 1), given.shape[1:]) for t in range(steps)]
-    state = tuple(_fixed(write, inputs[0], value, size) for value in states)
+    state = tuple(
+        value if isinstance(value, Branch) else _fixed(write, inputs[0], value, size)
+        for value in states
+    )
     found: list[Branch] = []
     for t in reversed(range(steps)) if reverse else range(steps):
         step = write.named(f"step{t}")
@@ -214,8 +252,11 @@ def exported_layers(cell: Cell, count: int) -> Callable[..., tuple]:
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple:
-        if not batch_first:
-            raise NotImplementedError("its batch is not the first dimension; use batch_first=True")
+        _check_batch(input, first=batch_first)
+        if count == 2 and len(params) != (4 if has_biases else 2) * num_layers * (
+            2 if bidirectional else 1
+        ):
+            raise NotImplementedError("with a projection")
         each = 4 if has_biases else 2
         weights = [Weights(*params[i : i + each]) for i in range(0, len(params), each)]
         given = tuple(hx) if count == 2 else (hx,)
@@ -225,11 +266,15 @@ def exported_layers(cell: Cell, count: int) -> Callable[..., tuple]:
     return rule
 
 
-RECURRENT_FUNCTIONS = {
-    "lstm_cell": lstm_cell,
-    "gru_cell": gru_cell,
+def _check_batch(x: Branch, *, first: bool) -> None:
+    if not x.whole and not first:
+        raise NotImplementedError("its batch is not the first dimension; use batch_first=True")
+
+
+_LAYERS = {
     "lstm": exported_layers(_lstm, 2),
     "gru": exported_layers(_gru, 1),
     "rnn_tanh": exported_layers(_rnn(False), 1),
     "rnn_relu": exported_layers(_rnn(True), 1),
 }
+RECURRENT_FUNCTIONS = {"lstm_cell": lstm_cell, "gru_cell": gru_cell, **_LAYERS}

@@ -120,6 +120,8 @@ class Writer:
             NotImplementedError: It has fewer dimensions, so its batch would not stay first.
         """
         shape = torch.Size(shape)
+        if x.whole and len(x.shape) < len(shape):
+            x = self.reshape(x, [1] * (len(shape) - len(x.shape)) + [*x.shape])
         if x.shape == shape:
             return x
         if len(x.shape) != len(shape):
@@ -128,7 +130,7 @@ class Writer:
 
     def together(self, first: Branch, second: Branch) -> tuple[Branch, Branch]:
         """Two values broadcast against each other."""
-        if len(first.shape) != len(second.shape):
+        if len(first.shape) != len(second.shape) and not (first.whole and second.whole):
             raise NotImplementedError("its operands differ in their number of dimensions")
         shape = torch.broadcast_shapes(first.shape, second.shape)
         return self.expand(first, shape), self.expand(second, shape)
@@ -197,6 +199,16 @@ class Writer:
         shape[dim] = sum(part.shape[dim] for part in parts)
         return self.moved(lambda *t: torch.cat(t, dim + 1), shape, *parts)
 
+    def with_row(self, x: Branch, row: Tensor) -> Branch:
+        """One constant row put after the rows of a matrix."""
+        count, size = x.shape
+        padded = self.moved(
+            lambda t: torch.nn.functional.pad(t, (0, 0, 0, 1)), [count + 1, size], x
+        )
+        shift = torch.zeros(count + 1, size, dtype=row.dtype, device=row.device)
+        shift[-1] = row.detach()
+        return self.scale(padded, 1.0, shift)
+
     # -- functions and products --------------------------------------------------------------------
 
     def function(self, x: Branch, function: Activation) -> Branch:
@@ -220,7 +232,7 @@ class Writer:
 
     def product(self, first: Branch, second: Branch) -> Branch:
         """The product of two values broadcast against each other; the square of one with itself."""
-        if first == second:
+        if first.index == second.index and first.shape == second.shape:
             return self.square(first)
         first, second = self.together(first, second)
         if not first.shape:

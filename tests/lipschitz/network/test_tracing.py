@@ -80,7 +80,6 @@ class Detached(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
-        (nn.InstanceNorm1d(4), "InstanceNorm1d.*positions"),
         (Attention(), "MultiheadAttention.*batch_first=True"),
         (nn.LSTM(4, 4), "LSTM.*batch_first=True"),
         (nn.LocalResponseNorm(2), "LocalResponseNorm|batch"),

@@ -406,7 +406,7 @@ def test_layer_norm_of_constant_features(dtype):
     assert math.isfinite(result.upper_bound)
 
 
-def test_last_states_are_picked_one_by_one():
+def test_last_states_are_a_value_like_any_other():
     class Squeezed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -415,8 +415,9 @@ def test_last_states_are_picked_one_by_one():
         def forward(self, x):
             return self.gru(x)[1].squeeze(0)
 
-    with pytest.raises(NotImplementedError, match=r"only single ones, such as h\[-1\]"):
-        build_graph(Squeezed().eval(), (3, 4))
+    module, x = Squeezed().eval(), torch.rand(2, 3, 4)
+    graph = build_graph(module, (3, 4))
+    torch.testing.assert_close(graph.values(x)[-1], module(x).detach())
 
 
 @pytest.mark.parametrize("name", ["attention_written", "attention", "lstm", "layer_norm", "glu"])
