@@ -25,7 +25,7 @@ from lipschitz.checks import check_flag, check_number
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.result import LipschitzResult, plain_fields
-from lipschitz.search.curvature import bound_curvature
+from lipschitz.search.curvature import CurvatureOptions, bound_curvature
 from lipschitz.search.interface import Progress
 from lipschitz.words import norm_name
 
@@ -188,9 +188,7 @@ def local_curvature(
     problem = prepare_problem(model, x, eps, box, classes, rows, dtype, clip)
     return bound_curvature(
         replace(problem, norm=norm, outputs="each"),
-        timeout=timeout,
-        tolerance=tolerance,
-        search=search,
+        CurvatureOptions(timeout=timeout, tolerance=tolerance, search=search),
         sampling=sampling,
         watch=watch,
     )

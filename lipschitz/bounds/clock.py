@@ -110,6 +110,35 @@ class Clock:
             yield piece
             longest = max(longest, self.now() - begin)
 
+    def growing(
+        self, total: int, first: int, most: int, stage: str | None = None
+    ) -> Iterator[slice]:
+        """Slices of many alike pieces of work, larger ones as long as these fit; the rest is noted.
+
+        Nobody knows how long a piece takes before some are done: so few are, then each slice is up
+        to four times the one before and no longer than the time left allows.
+
+        Args:
+            total: Number of pieces.
+            first: How many are done at first; without a limit as many as at once.
+            most: How many can be done at once.
+            stage: What to note; nothing if None.
+        """
+        size = most if self.end is None else max(1, min(first, most))
+        begin, each = 0, 0.0
+        while begin < total:
+            left = self.left
+            if each > 0 and left < size * each:
+                size = int(left / each)
+            if left <= 0 or size < 1:
+                if stage is not None:
+                    self.miss(stage)
+                return
+            before, end = self.now(), min(total, begin + size)
+            yield slice(begin, end)
+            each = (self.now() - before) / (end - begin)
+            begin, size = end, min(4 * size, most)
+
 
 UNLIMITED = Clock()
 

@@ -33,6 +33,11 @@ _LARGEST_SAMPLE = 2 * 10**7
 # Points that are climbed from for every row, and steps of it, at most; the first step is a quarter
 # of the box. Choices: with fewer the lower bound may be lower.
 _CLIMBERS, _CLIMB_STEPS, _FIRST_STEP = 4, 40, 0.25
+# Steps of the power method from which the first direction comes where time is limited. A choice.
+_POWER_STEPS = 3
+# Seconds in which a matrix tells its best direction, over the cube of its size. A guess, measured
+# on one core; only where time is limited does it matter.
+_SECONDS_OF_MATRIX = 2.5e-10
 
 
 @dataclass(frozen=True)
@@ -60,25 +65,26 @@ class TrueCurvature:
         """The norm of ``H t``."""
         return Measure(self.problem.norm)
 
-    def matrices(self, points: Tensor, rows: Tensor) -> Tensor:
-        """Hessians as computed, [P, D, D].
+    def matrices(self, points: Tensor, rows: Tensor, clock: Clock = UNLIMITED) -> Tensor:
+        """Hessians as computed, [P, D, D]; of the first points only if the time is short.
 
         Args:
             points: [P, *input_shape].
             rows: Output directions, [P, C].
+            clock: When to stop.
         """
         count = points[0].numel()
         unit = torch.eye(count, dtype=points.dtype, device=points.device)
         unit = unit.reshape(count, *points.shape[1:])
-        numbers = len(points) * count
+        numbers, done = len(points) * count, 0
         found = points.new_empty(numbers, count)
         terms = self.certain if points.dtype == torch.float64 else self.terms
-        for part in terms.chunks(numbers, forward=False):
+        for part in terms.chunks(numbers, forward=False, clock=clock, stage=STAGE):
             at = torch.arange(numbers, device=points.device)[part]
             point, column = at // count, at % count
             values = terms.values(points[point], rows[point], unit[column])
-            found[part] = values.flatten(1)
-        found = found.reshape(len(points), count, count)
+            found[part], done = values.flatten(1), part.stop
+        found = found[: done // count * count].reshape(-1, count, count)
         return (found + found.mT) / 2
 
     def certified(self, points: Tensor, rows: Tensor, directions: Tensor | None = None) -> Tensor:
@@ -125,27 +131,38 @@ def sample_curvature(
     problem, sampling = true.problem, sampling or Sampling()
     count, shape = len(problem.rows), problem.centre.shape
     rows = torch.arange(count, device=problem.rows.device)
-    best = true.certified(problem.centre.expand(count, *shape), rows).clamp(min=0)
     witnesses = problem.centre.expand(count, *shape).clone()
+    # With all the time in the world, every column of the Hessian tells the best direction.
+    along = _stretched(true, witnesses) if clock.is_limited else None
+    best = true.certified(witnesses, rows, along).clamp(min=0)
     if not bool((problem.upper > problem.lower).any()):
         return GradientNorms(best, witnesses)
     points = _points(true, sampling)
     found = []
-    for point in clock.in_time(points.split(max(1, 256 // count)), STAGE):
+    parts = points.split(max(1, 256 // count))
+    if not clock.allows(_SECONDS_OF_MATRIX * count * len(parts[0]) * shape.numel() ** 3):
+        clock.miss(STAGE)
+        parts = ()
+    for point in parts:
         every = point.repeat_interleave(count, 0), problem.rows.repeat(len(point), 1)
-        matrices = true.matrices(*every).nan_to_num(0.0, 0.0, 0.0)
+        matrices = true.matrices(*every, clock).nan_to_num(0.0, 0.0, 0.0)
+        matrices = matrices[: len(matrices) // count * count]  # of every row
+        if not len(matrices):
+            break
         directions = best_directions(problem.norm, matrices)
         images = (matrices @ directions.unsqueeze(-1)).squeeze(-1)
         found.append((true.measure.of_rows(images), directions))
-    if not found:
+    climbers, starts = 1, witnesses
+    if found:
+        norms = torch.cat([n for n, _ in found]).reshape(-1, count)
+        directions = torch.cat([d for _, d in found]).reshape(*norms.shape, -1)
+        climbers = min(_CLIMBERS, len(norms))
+        order = norms.topk(climbers, dim=0).indices  # [K, R]
+        starts = points[order.flatten()]
+        along = directions.gather(0, order.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
+        along = along.reshape(starts.shape)
+    if clock.is_over:
         return GradientNorms(best, witnesses)
-    norms = torch.cat([n for n, _ in found]).reshape(-1, count)
-    directions = torch.cat([d for _, d in found]).reshape(*norms.shape, -1)
-    climbers = min(_CLIMBERS, len(norms))
-    order = norms.topk(climbers, dim=0).indices  # [K, R]
-    starts = points[order.flatten()]
-    along = directions.gather(0, order.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
-    along = along.reshape(starts.shape)
     chosen = rows.repeat(climbers)
     ends, along = _climb(true, starts, chosen, along, sampling.ascent_steps * 2, clock)
     heights = true.certified(ends, chosen, along).reshape(climbers, count)
@@ -155,6 +172,24 @@ def sample_curvature(
     best = torch.where(better, height, best)
     witnesses[better] = ends[better]
     return GradientNorms(best, witnesses)
+
+
+def _stretched(true: TrueCurvature, points: Tensor) -> Tensor:
+    """Directions that the rows' Hessians stretch much, by a few products, [R, *input_shape].
+
+    Args:
+        true: The problem and its terms.
+        points: One for every row, [R, *input_shape].
+    """
+    problem, directions = true.problem, torch.ones_like(points)
+    for _ in range(_POWER_STEPS):
+        if problem.norm == "1":
+            images = true.terms.values(points, problem.rows, directions).abs().flatten(1)
+            directions = torch.zeros_like(images).scatter_(1, images.argmax(1, True), 1.0)
+            directions = directions.reshape(points.shape)
+        else:
+            directions = _turned(true, points, problem.rows, directions)
+    return directions.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _points(true: TrueCurvature, sampling: Sampling) -> Tensor:

@@ -42,6 +42,8 @@ STAGE = "linear bounds of the Hessian"
 # Copies of a term's numbers that are alive at once in a forward pass of affine forms, or of rows.
 # Counted, not measured: a wrong one costs memory or speed.
 _COPIES = 6
+# Numbers of the first chunk where time is limited. A choice: some milliseconds on one core.
+_FIRST = 10**6
 # Chunks may take so many times the memory budget of a single pass. A choice.
 _BUDGETS = 16
 
@@ -166,10 +168,12 @@ class HessianTerms:
         numbers = _COPIES * (self.forward_cost() if forward else self.size)
         return max(1, _BUDGETS * self.budget // (numbers * self.graph.dtype.itemsize))
 
-    def chunks(self, count: int, *, forward: bool) -> Iterator[slice]:
-        """Boxes, of ``count``, in parts that fit in memory."""
-        fit = self.at_once(forward=forward)
-        return (slice(b, b + fit) for b in range(0, count, fit))
+    def chunks(
+        self, count: int, *, forward: bool, clock: Clock = UNLIMITED, stage: str | None = None
+    ) -> Iterator[slice]:
+        """Boxes, of ``count``, in parts that fit in memory, as long as they fit in time too."""
+        first = _FIRST // (self.forward_cost() if forward else self.size)
+        return clock.growing(count, first, self.at_once(forward=forward), stage)
 
     def over(
         self,

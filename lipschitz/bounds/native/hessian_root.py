@@ -27,6 +27,9 @@ STAGE = "bounds of the Hessian"
 # Numbers that affine forms and backward rows of one problem may take. Choices: up to half a minute
 # on one core each.
 _LARGEST_FORWARD, _LARGEST_ROWS = 10**9, 10**9
+# Affine forms take so many times what interval arithmetic does, at least. A guess, as measured on
+# small networks.
+_TIMES_OF_FORMS = 10
 # Inputs up to which affine forms of whole matrices are looked at together. A choice: their numbers
 # grow with its cube.
 _LARGEST_MATRIX = 128
@@ -54,7 +57,7 @@ class RootProducts:
         problem: What to bound.
         terms: Of its graph; None if the network is affine.
         known: First-order intervals by term, [1 or R, *shape].
-        clock: When to stop; what was not reached is as loose as interval arithmetic.
+        clock: When to stop; what was not reached is infinity.
         optimize: Optimise weights and slopes where that is cheap.
     """
 
@@ -85,6 +88,8 @@ class RootProducts:
     def entries(self, directions: Tensor) -> Interval:
         """Intervals of every entry of every product, [R, V, *input_shape].
 
+        Where time is limited, interval arithmetic comes first; what it does not reach is infinity.
+
         Args:
             directions: [V, *input_shape].
         """
@@ -96,21 +101,25 @@ class RootProducts:
         search = self._search(total * each)
         at = torch.arange(total, device=directions.device)
         ends = [directions.new_full((total, *shape), end) for end in (-torch.inf, torch.inf)]
-        done = 0
-        for part in self.clock.in_time(terms.chunks(total, forward=forward), STAGE):
-            row, direction = at[part] // many, at[part] % many
-            arguments = (problem.rows[row], directions[direction], self._known(row))
-            found = terms.over(self.box, *arguments, forward=forward)
-            entries = found.linear_entries(search, self.clock) if backward else found.entries
-            for end, new in zip(ends, entries, strict=True):
-                end[part] = new
-            done = part.stop
-        for part in terms.chunks(max(0, total - done), forward=False):
-            late = at[done:][part]
-            arguments = (problem.rows[late // many], directions[late % many])
-            found = terms.over(self.box, *arguments, self._known(late // many), forward=False)
-            for end, new in zip(ends, found.entries, strict=True):
-                end[late] = new
+        passes, first = [(forward, backward)], self.clock.is_limited and (forward or backward)
+        if first:
+            passes.insert(0, (False, False))
+            begin = self.clock.now()
+        for by_forms, by_rows in passes:
+            if first and by_forms:
+                least = _TIMES_OF_FORMS * (self.clock.now() - begin)
+                if not self.clock.allows(least):
+                    self.clock.miss(STAGE)
+                    break
+            for part in terms.chunks(total, forward=by_forms, clock=self.clock, stage=STAGE):
+                row, direction = at[part] // many, at[part] % many
+                arguments = (problem.rows[row], directions[direction], self._known(row))
+                found = terms.over(self.box, *arguments, forward=by_forms)
+                lower, upper = (
+                    found.linear_entries(search, self.clock) if by_rows else found.entries
+                )
+                ends[0][part] = torch.fmax(ends[0][part], lower)
+                ends[1][part] = torch.fmin(ends[1][part], upper)
         return Interval(*(end.reshape(count, many, *shape) for end in ends))
 
     def hessians(self) -> Interval:
@@ -133,7 +142,7 @@ class RootProducts:
         forward = total * terms.forward_cost() <= _LARGEST_FORWARD
         search = self._search(total)
         bounds = directions.new_full((total,), torch.inf)
-        for part in self.clock.in_time(terms.chunks(total, forward=forward), STAGE):
+        for part in terms.chunks(total, forward=forward, clock=self.clock, stage=STAGE):
             arguments = (self.problem.rows[rows[part]], directions[part], self._known(rows[part]))
             found = terms.over(self.box, *arguments, forward=forward)
             bounds[part] = found.norm(measure, found.entries, search, self.clock)
@@ -151,7 +160,7 @@ class RootProducts:
             return bounds
         rows = torch.arange(count, device=bounds.device)
         step = max(1, terms.at_once(forward=True) // inputs)
-        for part in self.clock.in_time([slice(r, r + step) for r in range(0, count, step)], STAGE):
+        for part in self.clock.growing(count, 1, step, STAGE):
             arguments = (self.box, problem.rows[part], self._known(rows[part]))
             bounds[part] = matrix_bound(terms, problem.norm, *arguments)[0]
         return bounds

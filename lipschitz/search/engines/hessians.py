@@ -11,6 +11,8 @@ Shapes: B boxes, D inputs, R rows, V directions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,10 @@ from lipschitz.bounds.true_curvature import TrueCurvature
 from lipschitz.norms import Measure
 from lipschitz.search.engines.inputs import Boxes, halves, whole_boxes
 from lipschitz.search.interface import Report
+
+# Numbers of the first chunk of a round, whose time nobody knows. A choice: some milliseconds on one
+# core.
+_FIRST = 2 * 10**6
 
 
 class HessianSearch:
@@ -53,7 +59,7 @@ class HessianSearch:
         both = halves(parents)
         both = both.having(choice=self._widest(both))
         bound, choice = both.upper_bound.clone(), both.choice.clone()
-        for part in self.clock.in_time(self._chunks(len(both))):
+        for part in self._chunks(len(both)):
             found, weight = self._bounded(both.take(part))
             found = torch.fmin(found.to(bound), bound[part])
             bound[part] = found
@@ -68,8 +74,16 @@ class HessianSearch:
         """Leaves are too small to divide."""
         return Report(leaves.take(slice(0, 0)), self._centres(leaves), leaves.row, 0, leaves)
 
-    def _chunks(self, count: int) -> list[slice]:
-        return list(self.terms.chunks(count, forward=True))
+    def _chunks(self, count: int) -> Iterator[slice]:
+        """Boxes, of ``count``, in parts that fit in memory and in time."""
+        first = _FIRST // (self.terms.forward_cost() * self._columns)
+        most = max(1, self.terms.at_once(forward=True) // self._columns)
+        return self.clock.growing(count, first, most)
+
+    @property
+    def _columns(self) -> int:
+        """How many products of a Hessian with a direction a box takes."""
+        return 1
 
     def _bounded(self, boxes: Boxes) -> tuple[Tensor, Tensor]:
         """Upper bounds [B], and how much the entries vary with each input [B, D]."""
@@ -146,10 +160,10 @@ class MatrixSearch(HessianSearch):
         rows = self.problem.rows[boxes.row]
         return matrix_bound(self.terms, self.measure.norm, self._box(boxes), rows)
 
-    def _chunks(self, count: int) -> list[slice]:
-        inputs = self.problem.centre.numel()
-        step = max(1, self.terms.at_once(forward=True) // inputs)
-        return [slice(b, b + step) for b in range(0, count, step)]
+    @property
+    def _columns(self) -> int:
+        """One for every input."""
+        return self.problem.centre.numel()
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
         """True norms, as :class:`TrueCurvature` certifies them."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lipschitz import InputError, build_graph, hessian_bounds, local_curvature
+from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.native.terms import relaxations
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.activations.derivative import Derivative
@@ -86,14 +87,15 @@ def norm_of(matrices, norm):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_true_hessian_is_inside(name):
-    model = mlp(ACTIVATIONS[name])
-    for eps in (1e-3, 0.5):
+    model, norms = mlp(ACTIVATIONS[name]), ("inf", "2", "1")
+    one = norms[sorted(ACTIVATIONS).index(name) % 3]
+    for eps, norms_there in ((1e-3, (one,)), (0.5, norms)):
         found = hessians(model, sampled(X, eps))
         bounds = hessian_bounds(model, X, eps)
         slack = 1e-12 * found.abs().max()
         assert bool(((found >= bounds.lower - slack) & (found <= bounds.upper + slack)).all())
         assert bool((bounds.lower == bounds.lower.mT).all())
-        for norm in ("inf", "2", "1"):
+        for norm in norms_there:
             result = local_curvature(model, X, eps, norm, search=False)
             rows = torch.tensor(result.class_upper_bounds, dtype=DOUBLE)
             assert bool((norm_of(found, norm).amax(0) <= rows * (1 + 1e-12)).all())
@@ -112,11 +114,10 @@ def test_the_search_ends_and_no_climb_beats_it(norm, dtype):
     assert result.root_upper_bound >= result.upper_bound
     model = model.double()
     point, best = result.witness.double(), 0.0
+    moves = torch.tensor(list(itertools.product([-1.0, 0.0, 1.0], repeat=3)), dtype=DOUBLE)
     for step in (0.05, 0.02, 0.01, 0.005):  # a coordinate search from the witness
-        for move in itertools.product([-1.0, 0.0, 1.0], repeat=3):
-            trial = point + step * torch.tensor(move, dtype=DOUBLE)
-            trial = torch.minimum(torch.maximum(trial, X - 0.1), X + 0.1)
-            best = max(best, float(norm_of(hessians(model, trial[None]), norm).max()))
+        trials = torch.minimum(torch.maximum(point + step * moves, X - 0.1), X + 0.1)
+        best = max(best, float(norm_of(hessians(model, trials), norm).max()))
     assert best <= result.upper_bound * (1 + 1e-6)
     assert json.loads(json.dumps(result.to_dict()))["status"] == "exact"
 
@@ -339,6 +340,38 @@ def test_hardly_any_time_still_gives_bounds():
     assert float(true) <= result.upper_bound < math.inf
 
 
+@pytest.mark.parametrize(("norm", "inputs"), [("inf", 3), ("inf", 14), ("2", 3), ("1", 3)])
+def test_bounds_hold_wherever_the_time_ends(norm, inputs, monkeypatch):
+    """A time that stands still for so many looks at it, and is then over."""
+    model, x = mlp(nn.Tanh(), (inputs, 6, 2)), torch.linspace(-0.8, 0.9, inputs, dtype=DOUBLE)
+    found, uppers = hessians(model, sampled(x, 0.3, 20)), []
+    true = norm_of(found, norm).max() if inputs < 13 else found.abs().sum((2, 3)).max() / 1.8
+    for looks in (0, 3, 9, 27, 81, 243, 10**6):
+        left = itertools.chain(itertools.repeat(0.0, looks), itertools.repeat(1e9))
+        clock = Clock(1.0, lambda left=left: next(left))
+        monkeypatch.setattr(curvature.Clock, "of", lambda seconds, clock=clock: clock)
+        result = local_curvature(model, x, 0.3, norm, search=False)
+        assert float(true) <= result.upper_bound * (1 + 1e-12)
+        assert result.upper_bound < math.inf
+        assert (result.status == "timeout") == bool(clock.missed)
+        at = hessians(model, result.witness[None]) if result.witness is not None else found * 0
+        assert inputs > 12 or result.lower_bound <= float(norm_of(at, norm).max()) * (1 + 1e-12)
+        uppers.append(result.upper_bound)
+    assert uppers[-1] < uppers[0]
+    assert not clock.missed
+
+
+def test_many_inputs_and_little_time():
+    """Nothing that grows with the square or cube of the inputs is begun without the time for it."""
+    model = mlp(nn.Sigmoid(), (784, 50, 10), dtype=torch.float32)
+    for norm in ("inf", "2", "1"):
+        local_curvature(model, torch.zeros(784), 0.1, norm, timeout=0.1)  # what is set up once
+        begin = time.perf_counter()
+        result = local_curvature(build_graph(model, (784,)), torch.zeros(784), 0.1, norm, timeout=1)
+        assert time.perf_counter() - begin < 2.5  # five to seven before; and what else is running
+        assert 0 < result.lower_bound < result.upper_bound < math.inf
+
+
 @pytest.mark.parametrize("where", ["sample", "root", "search"])
 def test_an_interrupt_returns_what_is_certified(where, monkeypatch):
     def interrupt(*args, **kwargs):
@@ -360,7 +393,7 @@ def test_many_inputs():
     """Beyond the inputs for which all sign vectors are tried; weights instead."""
     model = mlp(nn.Sigmoid(), (16, 8, 2))
     x = torch.linspace(-1, 1, 16, dtype=DOUBLE)
-    result = local_curvature(model, x, 0.05, timeout=5, tolerance=0.01)
+    result = local_curvature(model, x, 0.05, timeout=2, tolerance=0.01)
     found = hessians(model, sampled(x, 0.05, 10))
     signs = torch.randn(200, 16, generator=torch.Generator().manual_seed(0)).sign().double()
     assert float((found @ signs.T).abs().sum(2).max()) <= result.upper_bound

@@ -98,6 +98,27 @@ def test_pieces_that_will_not_fit_are_not_begun():
     assert clock.not_reached == ("rows of layer 2",)
 
 
+def test_slices_grow_as_long_as_they_fit():
+    now = [0.0]
+
+    def slices(total: int, end: float | None, seconds: float = 1.0, most: int = 100):
+        now[0] = 0.0
+        clock = Clock(end, lambda: now[0])
+        for part in clock.growing(total, 2, most, "stage"):
+            yield part.start, part.stop
+            now[0] += seconds * (part.stop - part.start)
+        assert bool(clock.missed) == (now[0] < seconds * total)
+
+    assert list(slices(25, None)) == [(0, 25)]
+    assert list(slices(25, None, most=10)) == [(0, 10), (10, 20), (20, 25)]
+    assert list(slices(25, 100.0)) == [(0, 2), (2, 10), (10, 25)]
+    assert list(slices(25, 100.0, most=10)) == [(0, 2), (2, 10), (10, 20), (20, 25)]
+    assert list(slices(25, 7.5)) == [(0, 2), (2, 7)]  # five fit, not eight
+    assert list(slices(25, 0.0)) == []
+    assert list(slices(25, 1.5)) == [(0, 2)]  # nobody knew
+    assert list(slices(0, 1.0)) == []
+
+
 def test_notes_in_words():
     clock = Clock(0.0)
     for layer in (5, 3, 4):
