@@ -52,25 +52,12 @@ _COVERED = (
 _MASKING = frozenset(["add", "masked_fill", "where", "baddbmm"])
 _DIVISIONS = frozenset(["div", "divide", "true_divide", "truediv"])
 # Functions whose first dimension is the batch, and layers of which no dimension is.
-_BATCH_FIRST = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "convolution",
-        "batch_norm",
-        "instance_norm",
-        "group_norm",
-        "prelu",
-        "upsample_bicubic2d",
-        "_upsample_bicubic2d_aa",
-        "interpolate",
-        "upsample",
-    ]
-)
+_CHANNELS = """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+    batch_norm instance_norm group_norm prelu interpolate upsample
+    upsample_bicubic2d _upsample_bicubic2d_aa
+"""
+_BATCH_FIRST = frozenset(_CHANNELS.split())
 _ANY_SHAPE = (nn.Linear, nn.Flatten, nn.Unflatten)
 
 

@@ -25,9 +25,8 @@ from lipschitz.network.affine.layout import Permute
 from lipschitz.network.building import Builder
 from lipschitz.network.composed import Extreme, is_recurrent
 
-_REORDERS = frozenset(
-    ["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "t", "adjoint"]
-)
+_PERMUTATIONS = "permute transpose swapaxes swapdims movedim moveaxis mT t adjoint"
+_REORDERS = frozenset(_PERMUTATIONS.split())
 # Sizes that tell dimensions apart.
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 

@@ -73,7 +73,8 @@ def _of_one_example(model: nn.Module, example: Tensor, reason: NotImplementedErr
     if isinstance(model, ExportedNetwork) and model.batch not in (None, 1):
         raise reason
     try:
-        graph = OneExampleBuilder(_trace(model, example), example).build()
+        alone = getattr(model, "one_example", model)
+        graph = OneExampleBuilder(_trace(alone, example), example).build()
         check_jacobian(graph, model)
     except NotImplementedError as error:
         is_clearer = _is_about_batch(reason) and not _is_about_batch(error)
@@ -176,7 +177,9 @@ def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:
         NotImplementedError: They depend on the values of the input.
     """
     if isinstance(model, ExportedNetwork):
-        return model.program
+        model = model.program
+    if isinstance(model, fx.GraphModule):
+        return model
     if type(model) in WRITTEN_MODULES:  # a layer is followed as a whole, not its own code
         model = nn.Sequential(model).eval()
     try:

@@ -20,14 +20,14 @@ class ExportedNetwork(nn.Module):
     """An exported program, on batches of any size.
 
     Args:
-        program: The program's calls.
+        program: The program's calls, or a module that makes them.
         batch: The only number of examples that it takes, None if it takes any.
 
     Attributes:
         program, batch: The same.
     """
 
-    def __init__(self, program: fx.GraphModule, batch: int | None) -> None:
+    def __init__(self, program: fx.GraphModule | nn.Module, batch: int | None) -> None:
         super().__init__()
         self.program = program
         self.batch = batch

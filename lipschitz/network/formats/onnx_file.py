@@ -6,7 +6,7 @@ other. A number of examples that the file fixes is taken for whatever the batch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from lipschitz.errors import InputError
-from lipschitz.network.formats.onnx_folding import Step, folded, with_ranks, without_transposes
+from lipschitz.network.formats.exported import ExportedNetwork
+from lipschitz.network.formats.onnx_folding import (
+    Step,
+    folded,
+    of_one_example,
+    used,
+    with_ranks,
+    without_guards,
+    without_transposes,
+)
 from lipschitz.network.formats.onnx_operators import OPERATORS
 from lipschitz.network.formats.onnx_shapes import Context
 
@@ -33,6 +42,7 @@ class OnnxNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.steps = steps
+        self._alone: list[OnnxNetwork] = []  # a list, so that its weights are not counted twice
         self.input_name, self.output_name = input_name, output_name
         self.constant_names = {name: f"constant_{i}" for i, name in enumerate(constants)}
         for name, value in constants.items():
@@ -42,6 +52,15 @@ class OnnxNetwork(nn.Module):
                 self.register_parameter(self.constant_names[name], parameter)
             else:
                 self.register_buffer(self.constant_names[name], value)
+
+    @property
+    def one_example(self) -> OnnxNetwork:
+        """The same network of one example, every size in it a number; itself if there is none."""
+        return self._alone[0] if self._alone else self
+
+    @one_example.setter
+    def one_example(self, network: OnnxNetwork) -> None:
+        self._alone = [network]
 
     def forward(self, x: Tensor) -> Tensor:
         """The file's output; the batch dimension comes first and may have any size."""
@@ -55,7 +74,8 @@ class OnnxNetwork(nn.Module):
             found = OPERATORS[step.operator](step.context, *inputs)
             found = found if len(step.outputs) > 1 else [found]
             for i, name in enumerate(step.outputs):
-                values[name] = found[i]
+                if name:
+                    values[name] = found[i]
         return values[self.output_name]
 
 
@@ -116,12 +136,71 @@ def load_onnx(path: Path) -> tuple[OnnxNetwork, tuple[int, ...]]:
             node.output[:1] if node.op_type in ("Dropout", "BatchNormalization") else node.output
         )
         steps.append(Step(node.op_type, context, tuple(node.input), tuple(outputs)))
+    names = inputs[0].name, graph.output[0].name
+    steps = used(without_guards(steps, constants), names[1])
+    try:
+        network = _of_batches(path, steps, constants, names, (batch or 2, *shape))
+    except (NotImplementedError, InputError) as error:
+        if batch not in (None, 1):
+            raise
+        try:
+            return _alone(path, steps, constants, names, shape), tuple(shape)
+        except (NotImplementedError, InputError):
+            raise error from None
+    if batch not in (None, 1):
+        return network, tuple(shape)
+    try:
+        alone = _alone(path, steps, constants, names, shape)
+    except (NotImplementedError, InputError):
+        return network, tuple(shape)
+    if batch == 1 and not _agree(network, alone, shape):
+        return alone, tuple(shape)
+    network.one_example = alone.program
+    return network, tuple(shape)
+
+
+def _of_batches(
+    path: Path,
+    steps: list[Step],
+    constants: Mapping[str, Tensor],
+    names: tuple[str, str],
+    shape: tuple[int, ...],
+) -> OnnxNetwork:
+    """The network on batches of any size, the number of examples in the file left open."""
+    constants = dict(constants)
     steps = without_transposes(steps, constants)
     steps = folded(path, steps, constants)
-    steps = with_ranks(path, steps, constants, inputs[0].name, (batch or 2, *shape))
-    network = OnnxNetwork(steps, constants, inputs[0].name, graph.output[0].name).eval()
-    _try_out(path, network, (batch or 2, *shape))
-    return network, tuple(shape)
+    steps = with_ranks(path, steps, constants, names[0], shape)
+    network = OnnxNetwork(steps, constants, *names).eval()
+    _try_out(path, network, shape)
+    return network
+
+
+def _alone(
+    path: Path,
+    steps: list[Step],
+    constants: Mapping[str, Tensor],
+    names: tuple[str, str],
+    shape: Sequence[int],
+) -> ExportedNetwork:
+    """The network on one example after the other, every size in the file taken at its word."""
+    left, constants = of_one_example(path, steps, dict(constants), names[0], (1, *shape))
+    return ExportedNetwork(OnnxNetwork(left, constants, *names).eval(), 1)
+
+
+def _agree(network: OnnxNetwork, alone: ExportedNetwork, shape: Sequence[int]) -> bool:
+    """Whether the network computes the same of several examples at once as of each."""
+    dtype = max({p.dtype for p in network.parameters()}, key=str, default=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    try:
+        with torch.no_grad():
+            found, expected = network(x), alone(x)
+    except Exception:  # sizes that do not fit raise many kinds
+        return False
+    return found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=1e-3, atol=1e-5, equal_nan=True
+    )
 
 
 def _check_external_data(onnx: Any, path: Path) -> None:
@@ -166,7 +245,9 @@ def _attribute(onnx: Any, attribute: Any) -> Any:
         return value.decode()
     if isinstance(value, onnx.TensorProto):
         return _tensor(onnx.numpy_helper.to_array(value))
-    return list(value) if hasattr(value, "__len__") and not isinstance(value, str) else value
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        return [part.decode() if isinstance(part, bytes) else part for part in value]
+    return value
 
 
 def _constant(path: Path, attributes: dict[str, Any]) -> Tensor:

@@ -73,6 +73,98 @@ def folded(path: Path, steps: list[Step], constants: dict[str, Tensor]) -> list[
     return left
 
 
+def without_guards(steps: list[Step], constants: dict[str, Tensor]) -> list[Step]:
+    """Softplus with a threshold as one step, and no look for what is no number.
+
+    Exporters write ``softplus(x) if x <= 20 else x``, and of a softmax 0 where all its row is
+    masked, which is refused when the network is traced.
+    """
+    makers = {name: step for step in steps for name in step.outputs}
+    same: dict[str, str] = {}
+    result = []
+    for step in steps:
+        inputs = tuple(same.get(name, name) for name in step.inputs)
+        step = replace(step, inputs=inputs)
+        makers.update(dict.fromkeys(step.outputs, step))
+        condition = makers.get(inputs[0]) if step.operator == "Where" else None
+        other = makers.get(inputs[2]) if condition is not None else None
+        if (
+            condition is not None
+            and condition.operator == "IsNaN"
+            and condition.inputs == inputs[2:]
+        ):
+            same[step.outputs[0]] = inputs[2]
+            continue
+        is_softplus = other is not None and other.operator == "Softplus"
+        if is_softplus and condition.operator == "Greater" and other.inputs == inputs[1:2]:
+            least = constants.get(condition.inputs[1])
+            if condition.inputs[0] == inputs[1] and least is not None and least.numel() == 1:
+                shapes = other.context.shapes
+                context = replace(
+                    other.context, attributes={"threshold": float(least)}, shapes=shapes
+                )
+                step = Step("Softplus with threshold", context, inputs[1:2], step.outputs)
+        result.append(step)
+    return result
+
+
+def used(steps: list[Step], output: str) -> list[Step]:
+    """The steps that a value depends on."""
+    needed, result = {output}, []
+    for step in reversed(steps):
+        if needed.intersection(step.outputs):
+            needed.update(step.inputs)
+            result.append(step)
+    return result[::-1]
+
+
+def of_one_example(
+    path: Path,
+    steps: list[Step],
+    constants: dict[str, Tensor],
+    input_name: str,
+    shape: tuple[int, ...],
+) -> tuple[list[Step], dict[str, Tensor]]:
+    """The steps on one example, whose sizes are all numbers, and the constants with these.
+
+    Args:
+        path: Of the file, for messages.
+        steps, constants: Of the file.
+        input_name: Of the input.
+        shape: Of one example, [1, *input_shape].
+
+    Raises:
+        InputError: They do not run.
+    """
+    dtype = next((c.dtype for c in constants.values() if c.is_floating_point()), torch.float32)
+    values: dict[str, Any] = {"": None, **constants, input_name: torch.zeros(shape, dtype=dtype)}
+    constants, left = dict(constants), []
+    for step in steps:
+        inputs = [values[name] for name in step.inputs]
+        shapes = tuple(None if value is None else tuple(value.shape) for value in inputs)
+        context = replace(step.context, shapes=shapes, batch=None, alone=True)
+        step = replace(step, context=context)
+        try:
+            with torch.no_grad():
+                found = (
+                    [torch.tensor(shapes[0], dtype=torch.long)]
+                    if step.operator == "Shape"
+                    else _found(step, inputs)
+                )
+        except NotImplementedError:
+            raise
+        except Exception as error:  # whatever torch says of operators that do not fit together
+            raise InputError(f"{path} does not run in torch: {first_line(error)}") from error
+        found = [v if isinstance(v, Tensor) else torch.tensor(v) for v in found]
+        values.update(pair for pair in zip(step.outputs, found, strict=False) if pair[0])
+        is_constant = all(name in constants or not name for name in step.inputs)
+        if step.operator == "Shape" or is_constant:
+            constants.update(zip(step.outputs, found, strict=False))
+        else:
+            left.append(step)
+    return left, constants
+
+
 def without_transposes(steps: list[Step], constants: dict[str, Tensor]) -> list[Step]:
     """``(A x^T)^T`` as ``x A^T``, so that the batch comes first all the way."""
     makers = {name: step for step in steps for name in step.outputs}

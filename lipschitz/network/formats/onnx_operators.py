@@ -5,6 +5,7 @@ Source: the operator schemas of ONNX, opset 7 to 23 (https://onnx.ai/onnx/operat
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lipschitz.network.formats.onnx_recurrent import RECURRENT_OPERATORS
 from lipschitz.network.formats.onnx_shapes import SHAPE_OPERATORS, Context, numbers_of, on_sizes
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -196,11 +198,23 @@ def _depth_to_space(context: Context, x: Any) -> Any:
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     def compute(context: Context, a: Any, b: Any) -> Any:
-        if any(isinstance(value, (list, int)) for value in (a, b)):
+        sizes = [isinstance(value, (list, int)) for value in (a, b)]
+        values = [
+            not is_size and _is_value(value, shape)
+            for value, shape, is_size in zip((a, b), context.shapes, sizes, strict=True)
+        ]
+        if any(sizes) and any(values):  # a size that values are scaled by
+            a, b = (torch.tensor(v) if isinstance(v, list) else v for v in (a, b))
+        elif any(sizes):
             return on_sizes(operator.floordiv if function is operator.truediv else function, a, b)
         return function(a, b)
 
     return compute
+
+
+def _is_value(value: Any, shape: tuple[int | None, ...] | None) -> bool:
+    """Whether it is no size, nor a constant that sizes are computed with."""
+    return value.is_floating_point() if isinstance(value, Tensor) else bool(shape)
 
 
 def _unary(function: Callable[..., Any], **attributes: tuple[str, float]) -> Callable[..., Any]:
@@ -261,6 +275,17 @@ def _pow(context: Context, x: Any, exponent: Any) -> Any:
     return torch.pow(x, exponent)
 
 
+def _product(context: Context, x: Any, axes: Any = None) -> Any:
+    """Of constants, such as sizes; several values that depend on the input are not covered."""
+    axes = context("axes") if axes is None else numbers_of(axes)
+    if isinstance(x, list):
+        return functools.reduce(operator.mul, x)
+    keep = bool(context("keepdims", 1))
+    for axis in sorted(axes or range(context.rank), reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
 def _hard_sigmoid(context: Context, x: Any) -> Any:
     return torch.clamp(x * context("alpha", 0.2) + context("beta", 0.5), 0.0, 1.0)
 
@@ -290,6 +315,7 @@ def _reduced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **SHAPE_OPERATORS,
+    **RECURRENT_OPERATORS,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
@@ -305,11 +331,18 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Reciprocal": _unary(torch.reciprocal),
     "Erf": _unary(torch.erf),
     "Tan": _unary(torch.tan),
+    "Sinh": _unary(torch.sinh),
+    "Cosh": _unary(torch.cosh),
+    "Swish": lambda context, x: x * torch.sigmoid(context("alpha", 1.0) * x),
+    "Softplus with threshold": lambda context, x: F.softplus(x, threshold=context("threshold")),
     "Max": _several(torch.maximum),
     "Min": _several(torch.minimum),
     "ReduceMax": _reduced(torch.amax),
     "ReduceMin": _reduced(torch.amin),
     "ReduceSumSquare": _reduced(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep)),
+    "ReduceLogSumExp": _reduced(torch.logsumexp),
+    "ReduceLogSum": _reduced(lambda x, axes, keep: x.sum(axes, keepdim=keep).log()),
+    "ReduceProd": _product,
     "ReduceL1": _reduced(lambda x, axes, keep: torch.abs(x).sum(axes, keepdim=keep)),
     "ReduceL2": _reduced(lambda x, axes, keep: torch.norm(x, 2, axes, keep)),
     "LayerNormalization": _layer_norm,

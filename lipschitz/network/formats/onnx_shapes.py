@@ -25,6 +25,7 @@ class Context:
         outputs: How many outputs are asked for.
         batch: Number of examples that the file fixes; None if it leaves that open.
         opset: Version of the operators.
+        alone: Whether one example is given, so that every shape is known.
     """
 
     attributes: dict[str, Any]
@@ -32,6 +33,7 @@ class Context:
     outputs: int
     batch: int | None
     opset: int = 13
+    alone: bool = False
 
     def __call__(self, name: str, default: Any = None) -> Any:
         """An attribute, or its default."""
@@ -156,6 +158,8 @@ def _slice(context: Context, x: Any, *bounds: Any) -> Any:
 
 def _expand(context: Context, x: Any, shape: Any) -> Any:
     sizes = numbers_of(shape)
+    if context.alone:
+        return x.expand(torch.broadcast_shapes(context.shapes[0], sizes))
     if len(sizes) != context.rank:
         raise NotImplementedError("it adds dimensions in front of the batch")
     return x.expand(-1, *[-1 if size == 1 else size for size in sizes[1:]])
@@ -190,6 +194,44 @@ def _cast(context: Context, x: Any) -> Any:
     return x.to(_DTYPES[context("to")])
 
 
+def _of_constants(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is computed of constants alone: elsewhere tracing refuses it by its name in torch."""
+
+    def compute(context: Context, *inputs: Any) -> Any:
+        if any(isinstance(value, (list, int)) for value in inputs):
+            inputs = tuple([torch.as_tensor(value) for value in inputs])
+        return function(*inputs)
+
+    return compute
+
+
+def _range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+
+
+_COMPARISONS: dict[str, Callable[..., Any]] = {
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Not": torch.logical_not,
+    "IsNaN": torch.isnan,
+    "Mod": torch.remainder,
+    "Range": _range,
+}
+
+
+def _trilu(context: Context, x: Any, k: Any = None) -> Any:
+    shift = 0 if k is None else int(k)
+    return torch.triu(x, shift) if context("upper", 1) else torch.tril(x, shift)
+
+
+def _tile(context: Context, x: Any, repeats: Any) -> Any:
+    return x.repeat(*numbers_of(repeats))
+
+
 SHAPE_OPERATORS: dict[str, Callable[..., Any]] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
@@ -206,6 +248,9 @@ SHAPE_OPERATORS: dict[str, Callable[..., Any]] = {
     "Shape": _shape,
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
+    "Trilu": _trilu,
+    "Tile": _tile,
     "Where": lambda context, condition, a, b: torch.where(condition, a, b),
     "Equal": lambda context, a, b: torch.eq(a, b),
+    **{name: _of_constants(function) for name, function in _COMPARISONS.items()},
 }
