@@ -17,8 +17,10 @@ from lipschitz.bounds.native.crown import interval_bounds, native_crown
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.true_gradients import Sampling, sample_gradients
 from lipschitz.errors import InputError
+from lipschitz.network.graph import Graph, refuse_products
 from lipschitz.problem import LocalProblem
 from lipschitz.result import LipschitzResult
+from lipschitz.search.boxes_first import BoxesFirst, can_cut_first
 from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.lirpa import LirpaSearch
@@ -88,6 +90,7 @@ def bound_by_branching(
     options = options or BranchOptions()
     check_branching(options, "native" if engine is None else "auto_lirpa")
     check_searched(problem.measure.asked, options, "native" if engine is None else "auto_lirpa")
+    _check_split(problem.graph, options)
     begin, clock = time.perf_counter(), Clock.of(options.timeout)
     graph = problem.graph
     known = LipschitzResult(
@@ -106,8 +109,15 @@ def bound_by_branching(
         outputs=problem.outputs,
         inputs=problem.inputs,
     )
+    # Boxes of few inputs are bounded so quickly that optimising the root's bounds does not pay.
+    boxes_first = engine is None and options.branch != "relu" and can_cut_first(graph)
+
+    def bound_root(optimize: bool) -> RootBounds:
+        part = clock.part(_SHARE_OF_ROOT)
+        return _root_bounds(problem, engine, optimize, part, memory_budget)
+
     try:
-        root = _root_bounds(problem, engine, optimize, clock.part(_SHARE_OF_ROOT), memory_budget)
+        root = bound_root(optimize and not boxes_first)
         found = sample_gradients(problem, sampling, clock=clock.part(_SHARE_OF_SAMPLING))
     except KeyboardInterrupt:
         rows = interval_bounds(problem)
@@ -152,13 +162,36 @@ def bound_by_branching(
     def search(branch: str, best: tuple[float, Tensor | None]) -> SearchResult:
         return _search(searches[branch](), problem, root, best, options, limits, watch)
 
+    def search_neurons(so_far: SearchResult) -> SearchResult:
+        return _better(so_far, search("relu", (so_far.lower_bound, so_far.witness)))
+
     try:
-        branch = "relu" if settled else _choose_branch(options, problem, searches, lower_bound)
-        result = search(branch, (lower_bound, witness))
-        if result.status == BOUND and branch == "input" and options.branch == "auto":
+        branch = next(iter(searches))
+        both = options.branch == "auto" and len(searches) > 1
+        if boxes_first and both and not settled:
+            boxes = BoxesFirst(searches["input"](), lower_bound, witness)
+            result, branch = boxes.begin(limits), "input"
+            if not boxes.is_promising and result.status != INTERRUPTED:
+                lower_bound, root = result.lower_bound, _lower(bound_root(optimize), root)
+                searches = _searches(
+                    problem, options, engine, root, lower_bound, memory_budget, clock
+                )
+                if not boxes.is_ahead_of(_try(searches["relu"], lower_bound, options)):
+                    branch = "relu"
+            if branch == "relu":
+                result = search_neurons(result)
+            elif result.status != INTERRUPTED:
+                result = boxes.go_on(limits, watch)
+            root = _lower(root, replace(root, class_upper_bounds=boxes.state.root_bounds))
+            root_upper = float(root.class_upper_bounds.max())
+        else:
+            if not settled:
+                branch = _choose_branch(options, problem, searches, lower_bound)
+            result = search(branch, (lower_bound, witness))
+        if result.status == BOUND and branch == "input" and both:
             # Every box around a point where several kinks meet has unstable neurons, so bisecting
             # cannot close it. Splitting neurons can.
-            result = _better(result, search("relu", (result.lower_bound, result.witness)))
+            result = search_neurons(result)
     except KeyboardInterrupt:
         return replace(of_root, seconds=time.perf_counter() - begin)
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status
@@ -179,6 +212,18 @@ def bound_by_branching(
         branch=branch,
         not_reached=() if status == EXACT else clock.not_reached,
     )
+
+
+def _check_split(graph: Graph, options: BranchOptions) -> None:
+    """Refuse splits of neurons, and programs, of networks with products of two values.
+
+    Raises:
+        InputError: With what to use instead.
+    """
+    if options.branch == "relu":
+        refuse_products(graph, "branch relu", "use branch input or auto")
+    if options.sdp == "always":
+        refuse_products(graph, "sdp always", "use sdp auto or never")
 
 
 def _search(
@@ -207,6 +252,12 @@ def _search(
     )
 
 
+def _lower(root: RootBounds, other: RootBounds) -> RootBounds:
+    """The first with every row's bound the lower of both."""
+    bounds = torch.minimum(root.class_upper_bounds, other.class_upper_bounds)
+    return replace(root, class_upper_bounds=bounds)
+
+
 def _better(first: SearchResult, second: SearchResult) -> SearchResult:
     """Result of two searches, of which the second began with the first's lower bound."""
     return replace(
@@ -227,7 +278,8 @@ def _root_bounds(
 ) -> RootBounds:
     if engine is not None:
         return engine.crown(problem, optimize=optimize, clock=clock)
-    linear = native_alpha if optimize else native_crown
+    # Cutting the box gains more than optimised weights do, and is all that products allow.
+    linear = native_alpha if optimize and not problem.graph.product_nodes else native_crown
     return linear(problem, memory_budget=budget, clock=clock)
 
 
@@ -269,10 +321,13 @@ def _searches(
             clock=clock,
         )
 
-    return {
-        "relu": split_neurons,
-        "input": lambda: InputSearch(problem, memory_budget=budget, clock=clock),
-    }
+    def cut_boxes() -> Bounding:
+        known = root.class_upper_bounds
+        return InputSearch(problem, known, memory_budget=budget, clock=clock)
+
+    if problem.graph.product_nodes:  # a neuron's half is no linear constraint on products
+        return {"input": cut_boxes}
+    return {"relu": split_neurons, "input": cut_boxes}
 
 
 def _limits(problem: LocalProblem, options: BranchOptions, begin: float) -> Limits:
@@ -310,20 +365,27 @@ def _choose_branch(
     Around a point where several kinks meet, no box is free of unstable neurons, however small, so
     bisecting the box may stop short of the exact value. It is chosen only where its bound is lower.
     """
-    if options.branch != "auto":
-        return options.branch
+    if options.branch != "auto" or len(searches) == 1:
+        return next(iter(searches)) if options.branch == "auto" else options.branch
     graph = problem.graph
     kinds = [graph.nodes[i].activation for i in graph.activation_nodes]
     curved = any(curvature for kind in kinds for curvature in kind.curvatures)
     few = _FEW_INPUTS_IF_CURVED if curved else _FEW_INPUTS
     if problem.centre.numel() > few or "input" not in searches:
         return "relu"
-    trial = Limits(min(_TRIAL_SECONDS, options.timeout / 20), options.tolerance, 64, 10_000)
-    neurons, inputs = (
-        branch_and_bound(searches[name](), lower_bound, None, trial) for name in ("relu", "input")
-    )
-    if INTERRUPTED in (neurons.status, inputs.status):
-        raise KeyboardInterrupt  # a trial reports Ctrl-C as a status; the caller expects it
+    neurons, inputs = (_try(searches[name], lower_bound, options) for name in ("relu", "input"))
     closing = inputs.status in (EXACT, TIMEOUT)
     ahead = closing and inputs.upper_bound < neurons.upper_bound
     return "input" if ahead else "relu"
+
+
+def _try(
+    search: Callable[[], Bounding], lower_bound: float, options: BranchOptions
+) -> SearchResult:
+    """What a search reaches in a short trial."""
+    seconds = min(_TRIAL_SECONDS, options.timeout / 20)
+    trial = Limits(seconds, options.tolerance, 64, 10_000)
+    result = branch_and_bound(search(), lower_bound, None, trial)
+    if result.status == INTERRUPTED:
+        raise KeyboardInterrupt  # a trial reports Ctrl-C as a status; the caller expects it
+    return result

@@ -14,6 +14,7 @@ Shapes: Q functionals, B subdomains, D entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +31,7 @@ from lipschitz.bounds.native.interval import (
 )
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.problem import LocalProblem
-from lipschitz.search.engines.inputs import Boxes, InputSearch
+from lipschitz.search.engines.inputs import Boxes, InputSearch, in_precision_of_boxes
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import Chooser, chooser
 from lipschitz.search.subdomain_bounds.cheap import VectorBound, vector_bound
@@ -216,18 +217,34 @@ class FunctionalBisection(InputSearch):
         memory_budget: int | None = None,
         clock: Clock = UNLIMITED,
     ) -> None:
-        graph = functionals.problem.graph
-        self.functionals, self.sums = functionals, PathSums(graph)
-        self.double_sums = PathSums(graph.double)
-        super().__init__(functionals.problem, memory_budget=memory_budget, clock=clock)
+        asked = functionals.problem
+        problem = in_precision_of_boxes(asked)
+        self.functionals = Functionals(problem, functionals.weights.to(problem.rows))
+        self.sums = PathSums(problem.graph)
+        self.double_sums = PathSums(asked.graph.double)
+        super().__init__(asked, memory_budget=memory_budget, clock=clock)
 
     def end_with(self, clock: Clock) -> None:
         """Stop with another clock from now on."""
         self.clock = clock.without_notes()
 
+    @property
+    def _has_trends(self) -> bool:
+        return True
+
+    def _weights(self, rows: Tensor) -> Tensor:
+        return self.functionals.weights[rows]
+
+    def _direction(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda gradients: self.functionals.weights[rows]
+
     def _objective(self, boxes: Boxes, slopes: dict[int, Interval], norm: NormBounds) -> Tensor:
         entries = Interval(*(end.flatten(1) for end in norm.entries))
-        return self.functionals.upper_bound(self.sums, boxes.row, slopes, norm.cotangents, entries)
+        # Where affine forms are carried forward, what is bounded is the functional itself.
+        bound = None if self._curved is None else norm.upper_bound
+        return self.functionals.upper_bound(
+            self.sums, boxes.row, slopes, norm.cotangents, entries, bound
+        )
 
     def witness_norms(self, points: Tensor, rows: Tensor) -> Tensor:
         """True values, see :meth:`Functionals.values`."""
