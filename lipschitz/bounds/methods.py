@@ -411,8 +411,7 @@ def check_products(graph: Graph, method: str, engine: str) -> None:
 
     known = [name for name, m in METHODS.items() if m.products]
     advice = f"use method {' or '.join(known)} on engine native"
-    if method not in known:
-        what = f"method {method!r}" if method in METHODS else "branch and bound"
-        refuse_products(graph, what, advice)
+    if method in METHODS and method not in known:
+        refuse_products(graph, f"method {method!r}", advice)
     elif engine != "native":
         refuse_products(graph, f"engine {engine!r}", advice)

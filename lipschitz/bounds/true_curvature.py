@@ -20,7 +20,6 @@ from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.curvature import HessianTerms
 from lipschitz.bounds.native.hessian_norms import best_directions
 from lipschitz.bounds.native.interval import Interval
-from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.true_gradients import GradientNorms, Sampling
 from lipschitz.norms import Measure
 from lipschitz.problem import LocalProblem
@@ -57,8 +56,7 @@ class TrueCurvature:
     @staticmethod
     def of(problem: LocalProblem, terms: HessianTerms) -> TrueCurvature:
         """With the terms in float64."""
-        budget = default_memory_budget(problem.graph.device)
-        return TrueCurvature(problem, terms, HessianTerms(problem.graph.double, budget))
+        return TrueCurvature(problem, terms, HessianTerms(problem.graph.double, terms.budget))
 
     @property
     def measure(self) -> Measure:

@@ -43,10 +43,11 @@ def first_order(
     """Intervals of pre-activations and cotangents by term, [1 or R, *shape]."""
     if problem.graph.product_nodes:
         return {}
+    budget = terms.budget
     if optimize:  # the norm of the gradient is not asked for
-        root = native_alpha(problem, clock=clock, planes=False)
+        root = native_alpha(problem, memory_budget=budget, clock=clock, planes=False)
     else:
-        root = native_crown(problem, clock=clock)
+        root = native_crown(problem, memory_budget=budget, clock=clock)
     return terms.first.known(root.preacts, root.norm.cotangents)
 
 

@@ -98,7 +98,7 @@ class JointBound:
         elif not has_products:
             self.intervals = term_intervals(*arguments)
         if has_products:
-            if search.steps or not source.is_carried_forward:
+            if search.narrows or not source.is_carried_forward:
                 self.intervals = self._narrowed(known)
         elif search.steps:
             for a in reversed(source.graph.activation_nodes):

@@ -20,16 +20,19 @@ from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.root import RootBounds
-from lipschitz.bounds.native.terms.linear import ONE_PASS, PlaneSearch
+from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import guard, raise_upper_bound
+
+# Weights and lines as they are, in one pass of every row.
+CROWN = PlaneSearch(steps=0, corners=False)
 
 
 @torch.no_grad()
 def product_bounds(
     problem: LocalProblem,
     *,
-    search: PlaneSearch = ONE_PASS,
+    search: PlaneSearch = CROWN,
     memory_budget: int | None = None,
     clock: Clock = UNLIMITED,
 ) -> RootBounds:

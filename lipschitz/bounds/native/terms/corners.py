@@ -19,6 +19,7 @@ from lipschitz.network.derivative import Step
 
 def weights_at_corner(
     relaxations: Relaxations,
+    start: int,
     record: dict[int, Tensor],
     constants: dict[int, Tensor],
     box: tuple[Tensor, Tensor],
@@ -27,6 +28,7 @@ def weights_at_corner(
 
     Args:
         relaxations: How nonlinear terms are replaced.
+        start: The term that was bounded.
         record: Coefficients at every product and at the input, [B, K, *shape].
         constants: Values of the constant terms, [B, *shape].
         box: Centre and radius of the boxes, [B or 1, *input_shape].
@@ -37,8 +39,9 @@ def weights_at_corner(
     per_row = {
         i: value.unsqueeze(1).expand(batch, rows, *value.shape[1:]).flatten(0, 1)
         for i, value in constants.items()
+        if i <= start
     }
-    values = relaxations.terms.values(corners, per_row)
+    values = relaxations.terms.values(corners, per_row, start)
     shares: Shares = {}
     for index, coefficients in record.items():
         if not index:

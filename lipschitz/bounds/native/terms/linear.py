@@ -49,6 +49,8 @@ class PlaneSearch:
         patience: Steps in a row without the least gain after which it stops.
         least_gain: Share of the bound.
         cotangent_steps: Largest number of steps for the intervals of cotangents, which come first.
+        narrows: Where there are products, values and cotangents get rows of their own though affine
+            forms bound them.
     """
 
     steps: int = 10
@@ -58,10 +60,11 @@ class PlaneSearch:
     patience: int = 3
     least_gain: float = 1e-4
     cotangent_steps: int = 0
+    narrows: bool = True
 
 
 # One pass, for many boxes.
-ONE_PASS = PlaneSearch(steps=0, corners=False)
+ONE_PASS = PlaneSearch(steps=0, corners=False, narrows=False)
 
 
 class LinearBounds:
@@ -113,7 +116,8 @@ class LinearBounds:
         batch, rows = coefficients.shape[:2]
         terms = self.relaxations.terms.terms
         copies = _COPIES if search.steps else _PLAIN_COPIES
-        numbers = sum(terms[i].shape.numel() for i in self._free if i <= start) or 1
+        numbers = sum(terms[i].shape.numel() for i in self._free if i <= start)
+        numbers += terms[0].shape.numel()
         fit = max(1, _BUDGETS * self.budget // (copies * numbers * coefficients.element_size()))
         box_step, row_step = max(1, min(batch, fit // rows)), max(1, min(rows, fit))
         if box_step == batch and row_step == rows:
@@ -141,7 +145,7 @@ class LinearBounds:
         best = upper_bound(*arguments, record=record)
         tried = [(best, None)]
         if record and 0 in record:  # else nothing depends on the input
-            at_corner = weights_at_corner(relaxations, record, constants, box)
+            at_corner = weights_at_corner(relaxations, start, record, constants, box)
             tried.append((upper_bound(*arguments, at_corner), at_corner))
             best = torch.fmin(best, tried[1][0])
         if not search.steps or clock.is_over:

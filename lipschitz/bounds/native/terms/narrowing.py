@@ -46,6 +46,7 @@ class Narrowing:
         sizes = {index: 2 * terms.terms[index].shape.numel() for index in self.readers}
         self.value_rows = sum(n for i, n in sizes.items() if i <= terms.output)
         self.cotangent_rows = sum(sizes.values()) - self.value_rows
+        self._pace = 0.0  # most seconds for one number of work so far
 
     def intervals(
         self,
@@ -81,11 +82,15 @@ class Narrowing:
             found.rounding.append(added_up(terms, term, bounds, margin, found.rounding))
             bounds = intersect(bounds, known[index]) if index in known else bounds
             found.bounds.append(bounds)
-            if index in self.readers and not clock.is_over:
-                mask = _needed(terms, index, self.readers[index], found.bounds)
-                found.bounds[index] = linear.numbers(index, bounds, search, clock, STAGE, mask)
-        if clock.is_over:
-            clock.miss(STAGE)
+            if index not in self.readers:
+                continue
+            work = index * bounds.lower.numel()  # of a row the length of its way back
+            if not clock.allows(self._pace * work):
+                clock.miss(STAGE)
+                continue
+            mask, begin = _needed(terms, index, self.readers[index], found.bounds), clock.now()
+            found.bounds[index] = linear.numbers(index, bounds, search, clock, STAGE, mask)
+            self._pace = max(self._pace, (clock.now() - begin) / work)
         return found
 
 
