@@ -90,6 +90,12 @@ def build_parser() -> Parser:
         action="store_true",
         help="certify robust radii, by margins over their constants, in the --norm",
     )
+    box.add_argument(
+        "--curvature",
+        action="store_true",
+        help="bound the Lipschitz constant of each output's gradient instead, of smooth networks; "
+        "with --bab by cutting the box, up to 64 inputs",
+    )
     how = parser.add_argument_group("how to bound it")
     how.add_argument("--method", default="crown", help=_method_help())
     how.add_argument("--engine", help="auto_lirpa or native (default: the method's first)")
@@ -107,8 +113,8 @@ def build_parser() -> Parser:
     how.add_argument(
         "--timeout",
         type=float,
-        help="seconds per example (default 60 where something is searched; crown, alpha, joint and "
-        "sampling keep it too if it is given)",
+        help="seconds per example (default 60 where something is searched; crown, alpha, joint, "
+        "sampling and --curvature keep it too if it is given)",
     )
     how.add_argument("--tolerance", type=float, default=1e-4, help="relative gap called exact")
     how.add_argument("--dtype", default="auto", help="float32, float64 or auto (the model's)")
@@ -165,6 +171,7 @@ def bound_examples(run: Run) -> int:
     """
     from commands.advice import advice
     from commands.certify import certify_line, certify_summary
+    from commands.curvature import curvature_summary
     from commands.examples import row_of_example
     from commands.output_files import open_outputs
     from commands.picture import draw, path_of
@@ -173,6 +180,7 @@ def bound_examples(run: Run) -> int:
     args, rows, hinted = run.args, [], False
     found: list[tuple[LocalProblem, LipschitzResult]] = []
     line, summary = (certify_line, certify_summary) if args.certify else (line_of, summary_of)
+    summary = curvature_summary if args.curvature else summary
     with open_outputs(args.output, args.csv) as outputs:
         examples = range(args.start, args.start + len(run.points.x))
         done = outputs.done(run.settings, examples)
@@ -189,7 +197,11 @@ def bound_examples(run: Run) -> int:
             )
             sys.stdout.flush()
             outputs.append(row)  # after the line: a disk that is full costs nobody the bound
-            hint = None if args.quiet else advice(args, run.argv, row, called())
+            hint = (
+                None
+                if args.quiet
+                else advice(args, run.argv, row, called(), can_search=run.can_search)
+            )
             if hint is not None and not hinted:
                 tqdm.write(f"hint: {hint}", file=sys.stderr)
                 hinted = True

@@ -16,7 +16,14 @@ _SWITCHES = ("--no-optimize",)
 _LONGER = 10  # the suggested --timeout, in multiples of the one that was too short; a choice
 
 
-def advice(args: Namespace, argv: list[str], row: dict[str, Any], called: str) -> str | None:
+def advice(
+    args: Namespace,
+    argv: list[str],
+    row: dict[str, Any],
+    called: str,
+    *,
+    can_search: bool = True,
+) -> str | None:
     """What to try next, with the command; None if the bound is tight or there is nothing to try.
 
     Args:
@@ -24,19 +31,21 @@ def advice(args: Namespace, argv: list[str], row: dict[str, Any], called: str) -
         argv: The same as it was typed.
         row: An example's result.
         called: How the program was called, such as ``python main.py``.
+        can_search: Whether branch and bound takes this network.
     """
     upper, lower = row.get("upper_bound"), row.get("lower_bound")
     if not upper or not lower or upper <= _FAR * lower:
         return None
-    far = f"the bound is {significant(upper / lower, 3)} times the true gradient found"
-    options, what = _better(args, row)
+    found = "true Hessian" if args.curvature else "true gradient"
+    far = f"the bound is {significant(upper / lower, 3)} times the {found} found"
+    options, what = _better(args, row, can_search)
     if options is None:
         return f"{far}; {what}"
     command = shlex.join([*called.split(), *_without(argv), *options])
     return f"{far}; {what}: {command}"
 
 
-def _better(args: Namespace, row: dict[str, Any]) -> tuple[list[str] | None, str]:
+def _better(args: Namespace, row: dict[str, Any], can_search: bool) -> tuple[list[str] | None, str]:
     """Options to try and what they do; no options where only another question helps."""
     seconds = 60.0 if args.timeout is None else args.timeout
     searchable = args.norm == "inf" or row["outputs"] == "each"
@@ -45,6 +54,8 @@ def _better(args: Namespace, row: dict[str, Any]) -> tuple[list[str] | None, str
         return longer, "give branch and bound more time, or take a smaller eps"
     if args.bab:
         return None, "take a smaller eps: branch and bound has done what it can"
+    if not can_search:
+        return None, "take a smaller eps: there are too many inputs for branch and bound"
     if args.method in ("crown", "alpha", "sdp"):
         if searchable:
             return ["--bab", "--timeout", f"{seconds:g}"], "search with branch and bound"

@@ -9,12 +9,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from commands.certify import certify_row
-from commands.options import classes_of
+from commands.options import classes_of, outputs_of
 from commands.progress import ProgressBar, trace_to
 from commands.rows import error_row, row_of
-from lipschitz import LipschitzResult, LocalProblem, Prepared, make_problem
+from lipschitz import LipschitzResult, LocalProblem, make_problem
 from lipschitz.bounds.true_gradients import Sampling
 from lipschitz.errors import InputError
+from lipschitz.network.graph import Graph
 from utils import is_out_of_memory, memory_message
 
 if TYPE_CHECKING:
@@ -25,27 +26,27 @@ if TYPE_CHECKING:
 Seen = Callable[[LocalProblem, LipschitzResult], None]
 
 
-def label_of(prepared: Prepared, points: Points, index: int) -> int:
+def label_of(graph: Graph, points: Points, index: int) -> int:
     """The label of a point, or the class that the network predicts if it has none."""
     if points.labels is not None:
         return int(points.labels[index])
-    at = points.x[index][None].to(device=prepared.graph.device, dtype=prepared.graph.dtype)
-    return int(prepared.graph.values(at)[-1].argmax())
+    at = points.x[index][None].to(device=graph.device, dtype=graph.dtype)
+    return int(graph.values(at)[-1].argmax())
 
 
 def problem_of(run: Run, index: int) -> LocalProblem:
     """What is asked about one of the points."""
-    args, points = run.args, run.points
+    args, points, graph = run.args, run.points, run.prepared.graph
     return make_problem(
-        run.prepared.graph,
+        graph,
         points.x[index],
         **points.box(index),
         clip=points.clip,
         classes=classes_of(args),
-        margin_of=label_of(run.prepared, points, index) if args.margins == "label" else None,
+        margin_of=label_of(graph, points, index) if args.margins == "label" else None,
         pairs=args.margins == "all",
         norm=args.norm,
-        outputs=args.outputs,
+        outputs=outputs_of(args),
         inputs=args.inputs,
     )
 
@@ -90,7 +91,7 @@ def row_of_example(run: Run, index: int, seen: Seen | None = None) -> dict[str, 
     begin = time.perf_counter()
     try:
         if run.args.certify:
-            return certify_row(run, index, label_of(run.prepared, points, index))
+            return certify_row(run, index, label_of(run.prepared.graph, points, index))
         return row_of(bound_example(run, index, seen), run.settings, example, label)
     except Exception as error:  # anything at all: the other examples go on
         seconds = time.perf_counter() - begin

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lipschitz.bounds.methods import METHODS, check_measure, choose_engine
 from lipschitz.errors import InputError
 from lipschitz.search.options import BranchOptions, check_branching, check_searched
-from lipschitz.words import Asked, norm_name
+from lipschitz.words import Asked, default_outputs, norm_name
 from utils import numbers
 
 
@@ -30,7 +30,9 @@ def engine_of(args: Namespace) -> str:
     """The engine that will compute the bounds."""
     if args.bab:
         return args.engine or "native"
-    return "native" if args.mono else choose_engine(args.method, args.engine, asked_of(args))
+    if args.mono or args.curvature:
+        return "native"
+    return choose_engine(args.method, args.engine, asked_of(args))
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ USES = (
     ),
     Use(
         ("no_optimize",),
-        lambda args: args.mono or args.bab or _optimises_by_engine_a(args),
-        "--bab, --mono, and --method crown on --engine auto_lirpa, which optimise slopes; "
-        "--method alpha without optimisation is --method crown --engine native",
+        lambda args: args.mono or args.bab or args.curvature or _optimises_by_engine_a(args),
+        "--bab, --mono, --curvature, and --method crown on --engine auto_lirpa, which optimise "
+        "slopes; --method alpha without optimisation is --method crown --engine native",
     ),
     Use(
         ("ob_iteration", "ob_lr"),
@@ -77,8 +79,10 @@ USES = (
     ),
     Use(
         ("timeout",),
-        lambda args: args.bab or args.mono or _keeps_time(args.method, engine_of(args)),
-        f"--bab, --mono and --method {_TIMED}; other methods run to their end",
+        lambda args: (
+            args.bab or args.mono or args.curvature or _keeps_time(args.method, engine_of(args))
+        ),
+        f"--bab, --mono, --curvature and --method {_TIMED}; other methods run to their end",
     ),
     Use(
         ("batch_size",),
@@ -104,6 +108,17 @@ _NOT_OF_SIGNS = (
     *("bab", "margins", "certify", "norm", "outputs", "inputs", "fixed", "method", "engine"),
     *("batch_size", "memory_budget", "tolerance", "output", "picture", "box"),
 )
+# What --curvature has not, and why. Its bounds are of one kind, and its search cuts boxes.
+_NOT_OF_CURVATURE = (
+    (("mono", "certify", "features"), "ask for one of them at a time"),
+    (("method",), "it is a method of its own; --bab refines its bounds"),
+    (
+        ("heuristic", "branch", "refresh", "beta_steps", "sdp"),
+        "its --bab cuts the box, nothing else",
+    ),
+    (("ob_iteration", "ob_lr"), "it chooses the steps of its slopes itself"),
+    (("picture",), "that shows entries of the Jacobian"),
+)
 
 
 def check_options(args: Namespace, given: set[str]) -> None:
@@ -118,7 +133,11 @@ def check_options(args: Namespace, given: set[str]) -> None:
     """
     args.norm = norm_name(args.norm)
     _check_numbers(args)
-    if args.mono:
+    if args.method == "curvature":  # as rows call it
+        raise InputError("--method curvature: leave out --method and give --curvature")
+    if args.curvature:
+        _check_curvature(args, given)
+    elif args.mono:
         useless = [flag(option) for option in _NOT_OF_SIGNS if option in given]
         if useless:
             raise InputError(f"--mono goes without {', '.join(useless)}: it certifies signs")
@@ -141,6 +160,27 @@ def check_options(args: Namespace, given: set[str]) -> None:
         for option in use.options:
             if option in given and not use.has_effect(args):
                 raise InputError(f"{flag(option)} has no effect here: it goes with {use.where}")
+
+
+def _check_curvature(args: Namespace, given: set[str]) -> None:
+    for options, why in _NOT_OF_CURVATURE:
+        useless = [flag(option) for option in options if option in given]
+        if useless:
+            raise InputError(f"--curvature goes without {', '.join(useless)}: {why}")
+    if args.engine not in (None, "native"):
+        raise InputError(
+            f"--curvature goes without --engine {args.engine}: it runs on native only; leave it out"
+        )
+    if args.outputs == "all":
+        raise InputError(
+            "--curvature goes without --outputs all: it takes outputs, or with --margins their "
+            "differences, one by one"
+        )
+    if args.inputs == "free":
+        raise InputError(
+            "--curvature goes without --inputs free: all inputs count; leave it out, the bound "
+            "holds for the free ones too"
+        )
 
 
 def _check_numbers(args: Namespace) -> None:
@@ -179,6 +219,13 @@ def branching_of(args: Namespace) -> BranchOptions:
     )
     check_branching(options, args.engine or "native")
     return options
+
+
+def outputs_of(args: Namespace) -> str:
+    """Whether outputs or margins are taken one by one, ``each``, or ``all`` together."""
+    if args.curvature:
+        return "each"
+    return args.outputs or default_outputs(args.norm, margins=args.margins is not None)
 
 
 def seconds_of(args: Namespace) -> float:

@@ -49,7 +49,10 @@ def _of_radius(meaning: str, unit: str, absent: str = "") -> Column:
     return Column(meaning, unit, absent, (RADIUS,))
 
 
-_CONSTANT = "norm of output over norm of input; inputs in the network's units (pixels / std)"
+_CONSTANT = (
+    "norm of output (with --curvature of gradient) over norm of input; inputs in the network's "
+    "units (pixels / std)"
+)
 
 ROW_SCHEMA: dict[str, Column] = {
     "schema": Column("version of this table", "whole number"),
@@ -65,7 +68,7 @@ ROW_SCHEMA: dict[str, Column] = {
     "load": _setting("file of the weights", "path", "no --load"),
     "weights": _setting("hash of the weights: other weights, another hash", "12 hex digits"),
     "cnn_to_mlp": _setting("whether the equal MLP was bounded", "true or false"),
-    "method": _setting("--method, or bab with --bab", "text"),
+    "method": _setting("--method, or bab with --bab, or curvature with --curvature", "text"),
     "engine": _setting("what computed the bounds", "native or auto_lirpa"),
     "search": _setting(
         "options of what searches, such as timeout in seconds", "name -> value, {} if none does"
@@ -86,9 +89,11 @@ ROW_SCHEMA: dict[str, Column] = {
     "input_clipping": _setting("whether the box was cut to the data's range", "true or false"),
     "classes": _setting("outputs asked about", "text", "all"),
     "margins": _setting("differences of outputs instead of outputs", "label or all", "outputs"),
-    "optimize": _setting("whether crown optimised slopes before bounding", "true or false"),
-    "ob_iteration": _setting("steps of that", "number", "not optimised"),
-    "ob_lr": _setting("length of these steps", "number", "not optimised"),
+    "optimize": _setting(
+        "whether crown, or --curvature, optimised slopes before bounding", "true or false"
+    ),
+    "ob_iteration": _setting("steps of that", "number", "not optimised, or --curvature"),
+    "ob_lr": _setting("length of these steps", "number", "not optimised, or --curvature"),
     "tolerance": _setting("relative gap that is called exact", "number"),
     "device": _setting("where it was computed", "cpu or cuda"),
     "dtype": _setting("precision", "float32 or float64"),
@@ -98,10 +103,12 @@ ROW_SCHEMA: dict[str, Column] = {
         "text",
     ),
     "upper_bound": _of_bounds(
-        "no Jacobian in the box has a larger norm", _CONSTANT, "the method certifies none"
+        "no Jacobian in the box (with --curvature no Hessian) has a larger norm",
+        _CONSTANT,
+        "the method certifies none",
     ),
     "lower_bound": _of_bounds(
-        "norm of a true gradient at a point of the box, 0 if none was found", _CONSTANT
+        "norm of a true gradient (Hessian) at a point of the box, 0 if none was found", _CONSTANT
     ),
     "class_upper_bounds": _of_bounds(
         "upper bound of each output or margin; one number where the norm is of all together",

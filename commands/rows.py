@@ -6,12 +6,14 @@ import hashlib
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from commands.options import seconds_of
+from commands.curvature import PreparedCurvature, curvature_kind, curvature_search
+from commands.options import outputs_of, seconds_of
 from data.boxes import read_radius
 from lipschitz import METHODS, LipschitzResult, Prepared
 from lipschitz.bounds.methods import kind_of
 from lipschitz.errors import one_line
-from lipschitz.words import ERROR, default_outputs
+from lipschitz.search.curvature import CURVATURE
+from lipschitz.words import ERROR
 from utils import duration, significant, versions
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ SCHEMA = 1
 
 
 def settings_of(
-    args: Namespace, network: Network, prepared: Prepared, *, source: str
+    args: Namespace, network: Network, prepared: Prepared | PreparedCurvature, *, source: str
 ) -> dict[str, Any]:
     """Everything that a result depends on besides the example's number.
 
@@ -37,15 +39,7 @@ def settings_of(
         weights.update(name.encode())
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     optimized = args.method == "crown" and not args.no_optimize
-    searched: tuple[str, ...] = ()
-    if args.bab:
-        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps", "sdp")
-        searched += ("batch_size", "max_domains")
-    elif METHODS[args.method].searches or args.timeout is not None:
-        searched = ("timeout",)
-    search = {name: getattr(args, name) for name in searched}
-    if searched:
-        search["timeout"] = seconds_of(args)
+    by_steps = optimized and not args.curvature
     return {
         "data": source,
         "model": network.spec.name,
@@ -53,11 +47,11 @@ def settings_of(
         "load": args.load,
         "weights": weights.hexdigest()[:12],
         "cnn_to_mlp": args.cnn_to_mlp,
-        "method": "bab" if args.bab else args.method,
+        "method": CURVATURE if args.curvature else "bab" if args.bab else args.method,
         "engine": prepared.engine,
-        "search": search,
+        "search": curvature_search(args) if args.curvature else _search_of(args),
         "norm": args.norm,
-        "outputs": args.outputs or default_outputs(args.norm, margins=args.margins is not None),
+        "outputs": outputs_of(args),
         "inputs": args.inputs,
         "certify": args.certify,
         "eps": eps_of(args.eps),
@@ -68,13 +62,25 @@ def settings_of(
         "classes": args.classes,
         "margins": args.margins,
         "optimize": optimized,
-        "ob_iteration": args.ob_iteration if optimized else None,
-        "ob_lr": args.ob_lr if optimized else None,
+        "ob_iteration": args.ob_iteration if by_steps else None,
+        "ob_lr": args.ob_lr if by_steps else None,
         "tolerance": args.tolerance,
         "device": prepared.graph.device.type,
         "dtype": str(prepared.graph.dtype).removeprefix("torch."),
         "seed": args.seed,
     }
+
+
+def _search_of(args: Namespace) -> dict[str, Any]:
+    """Options of what searches."""
+    searched: tuple[str, ...] = ()
+    if args.bab:
+        searched = ("timeout", "heuristic", "branch", "refresh", "beta_steps", "sdp")
+        searched += ("batch_size", "max_domains")
+    elif METHODS[args.method].searches or args.timeout is not None:
+        searched = ("timeout",)
+    search = {name: getattr(args, name) for name in searched}
+    return {**search, "timeout": seconds_of(args)} if searched else {}
 
 
 def eps_of(text: str | None) -> float | str | None:
@@ -91,7 +97,7 @@ def row_of(
         "example": example,
         "label": label,
         **settings,
-        "kind": kind_of(result.method, result.norm),
+        "kind": _kind(result, settings),
         "upper_bound": _known(result.upper_bound),
         "lower_bound": result.lower_bound,
         "class_upper_bounds": [_known(bound) for bound in result.class_upper_bounds],
@@ -105,6 +111,12 @@ def row_of(
         "not_reached": list(result.not_reached),
         "versions": versions(),
     }
+
+
+def _kind(result: LipschitzResult, settings: dict[str, Any]) -> str:
+    if result.method == CURVATURE:
+        return curvature_kind(settings["search"])
+    return kind_of(result.method, result.norm)
 
 
 def error_row(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from commands.curvature import PreparedCurvature, prepare_curvature
 from commands.network import Network, load_network, print_clean_accuracy
 from commands.options import branching_of, classes_of, seconds_of
 from commands.picture import image_shape
@@ -59,20 +60,25 @@ class Run:
         args: The command line.
         argv: The same as it was typed.
         points: The points and their boxes.
-        prepared: The network with its method.
+        prepared: The network with its method, or with what ``--curvature`` asks for.
         settings: What a result depends on besides the example's number.
     """
 
     args: Namespace
     argv: list[str]
     points: Points
-    prepared: Prepared
+    prepared: Prepared | PreparedCurvature
     settings: dict[str, Any]
 
     @property
     def seconds(self) -> float:
         """Time limit of each example, of what searches."""
         return seconds_of(self.args)
+
+    @property
+    def can_search(self) -> bool:
+        """Whether ``--bab`` takes this network."""
+        return not self.args.curvature or self.prepared.can_search
 
 
 def load(args: Namespace) -> Loaded:
@@ -129,8 +135,24 @@ def prepare(args: Namespace, argv: list[str], loaded: Loaded) -> Run:
     network = loaded.network
     if args.picture is not None:
         image_shape(network.input_shape)
-    prepared = Prepared(
-        network.model.to(loaded.device),
+    prepared = _prepared(args, network, loaded.device)
+    check_labels(loaded.points, prepared.graph.num_outputs)
+    if args.classes is not None:  # else every example would be refused for the same reason
+        class_rows(prepared.graph.num_outputs, classes_of(args))
+    widest = max(node.shape.numel() for node in prepared.graph.nodes)
+    use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
+    settings = settings_of(args, network, prepared, source=loaded.points.source)
+    return Run(args, argv, loaded.points, prepared, settings)
+
+
+def _prepared(
+    args: Namespace, network: Network, device: torch.device
+) -> Prepared | PreparedCurvature:
+    model, dtype = network.model.to(device), choose_dtype(args.dtype, network.model)
+    if args.curvature:
+        return prepare_curvature(args, model, network.input_shape, dtype)
+    return Prepared(
+        model,
         network.input_shape,
         method=args.method,
         engine=args.engine,
@@ -143,14 +165,7 @@ def prepare(args: Namespace, argv: list[str], loaded: Loaded) -> Run:
             seed=args.seed,
         ),
         branching=branching_of(args) if args.bab else None,
-        dtype=choose_dtype(args.dtype, network.model),
+        dtype=dtype,
         norm=args.norm,
         inputs=args.inputs,
     )
-    check_labels(loaded.points, prepared.graph.num_outputs)
-    if args.classes is not None:  # else every example would be refused for the same reason
-        class_rows(prepared.graph.num_outputs, classes_of(args))
-    widest = max(node.shape.numel() for node in prepared.graph.nodes)
-    use_threads_that_pay(widest * widest)  # coefficients of one layer's bounds in another
-    settings = settings_of(args, network, prepared, source=loaded.points.source)
-    return Run(args, argv, loaded.points, prepared, settings)

@@ -110,8 +110,14 @@ def test_a_whole_network_from_a_file(folder):
         (["--load", "net.keras"], "net.keras: .keras files are not read"),
         (["--model", "torchvision:resnet19"], "torchvision has no model 'resnet19'"),
         (["--model", "own.py:jumps"], "layer '1' of type Threshold"),
-        (["--model", "own.py:product"], "method 'crown' does not bound products of two values"),
-        (["--model", "own.py:normed"], "'_1' is one (attention, gates and"),
+        (
+            ["--model", "own.py:product", "--method", "global"],
+            "method 'global' does not bound products of two values",
+        ),
+        (
+            ["--model", "own.py:normed", "--method", "lipbab"],
+            "'_1' is one (attention, gates and",
+        ),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

@@ -42,6 +42,30 @@ def test_the_command_is_one_that_main_takes(more, changes, options):
     check_options(parser.parse_args(command[2:]), parser.given(command[2:]))
 
 
+@pytest.mark.parametrize(
+    ("more", "changes", "options"),
+    [
+        ([], {}, ["--bab", "--timeout", "60"]),
+        (["--norm", "2", "--no-optimize"], {}, ["--norm", "2", "--bab", "--timeout", "60"]),
+        (["--bab", "--timeout", "5"], {"status": "timeout"}, ["--bab", "--timeout", "50"]),
+    ],
+)
+def test_advice_on_curvature_is_of_its_own_search(more, changes, options):
+    line = said(["--curvature", *more], **changes)
+    assert line.startswith("the bound is 20 times the true Hessian found; ")
+    command = shlex.split(line.rpartition(": ")[2])
+    assert command == ["python", "main.py", *BASE, "--curvature", *options]
+    parser = main.build_parser()
+    check_options(parser.parse_args(command[2:]), parser.given(command[2:]))
+
+
+def test_a_search_that_would_be_refused_is_no_advice():
+    argv = [*BASE, "--curvature"]
+    args = main.build_parser().parse_args(argv)
+    line = advice(args, argv, ROW, "python main.py", can_search=False)
+    assert line.endswith("take a smaller eps: there are too many inputs for branch and bound")
+
+
 def test_where_no_command_helps_it_says_so():
     assert said(["--bab"], status="bound").endswith("has done what it can")
     assert "--outputs each" in said(["--norm", "2"], outputs="all")
