@@ -25,18 +25,17 @@ from torch import Tensor, nn
 from benchmarks import tables
 from benchmarks.pasado import LINES, Pasado, load_pasado
 from benchmarks.sigmoid_files import Layers, flat_images, numbers, sigmoid_mlp, stored_layers
-from lipschitz import BranchOptions, Prepared, make_problem
+from lipschitz import BranchOptions, Prepared, build_graph, make_problem
+from lipschitz.bounds.native.crown import native_crown
+from lipschitz.bounds.native.joint import with_planes
+from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.errors import InputError
+from lipschitz.network.graph import Graph
+from lipschitz.problem import LocalProblem
 from utils import Parser, run_cli
 
 RADII = "0.632,0.0632,0.00632,0.00063"
-METHODS = {
-    "crown": {"method": "crown", "engine": "native"},
-    "joint": {"method": "joint"},
-    "alpha": {"method": "alpha"},
-    "bab": {"branching": BranchOptions(timeout=10)},
-}
-COLUMNS = ("eps", "method", "mean bound / mean truth", "largest bound / truth", "s, median")
+COLUMNS = ("eps", "method", "mean bound / mean truth", "largest bound / truth", "CPU s, median")
 # Points of the grid.
 _GRID = 4001
 # The bound of a box [0, eps], and the seconds it took.
@@ -56,24 +55,51 @@ def truth(model: nn.Module, eps: float) -> float:
     return float(slopes.detach().abs().max())
 
 
-def by_method(model: nn.Module, method: str) -> Bound:
-    """Bounds by one of :data:`METHODS`.
+def _named(method: str) -> Callable[[Graph], Callable[[LocalProblem], float]]:
+    def prepare(graph: Graph) -> Callable[[LocalProblem], float]:
+        prepared = Prepared(graph, method=method, engine="native")
+        return lambda problem: float(prepared.upper_bounds(problem).max())
 
-    The seconds are those of the upper bound alone; of a search, which needs both, of both.
-    """
-    prepared = Prepared(model, (1,), **METHODS[method])
+    return prepare
 
-    def bound(eps: float) -> tuple[float, float]:
-        centre = torch.full((1,), eps / 2, dtype=torch.float64)
-        problem = make_problem(prepared.graph, centre, eps / 2)
-        begin = time.perf_counter()
-        if prepared.branching is None:
-            upper_bound = float(prepared.upper_bounds(problem).max())
-        else:
-            upper_bound = prepared.bound(problem).upper_bound
-        return upper_bound, time.perf_counter() - begin
+
+def _without_steps(graph: Graph) -> Callable[[LocalProblem], float]:
+    """Planes as they are at first, from bounds by chords."""
+    search = PlaneSearch(steps=0)
+
+    def bound(problem: LocalProblem) -> float:
+        found = with_planes(problem, native_crown(problem), search=search)
+        return float(found.class_upper_bounds.max())
 
     return bound
+
+
+def _search(graph: Graph) -> Callable[[LocalProblem], float]:
+    prepared = Prepared(graph, branching=BranchOptions(timeout=10))
+    return lambda problem: prepared.bound(problem).upper_bound
+
+
+# Name -> from a network to what bounds a box. Upper bounds alone; only the search needs both sides.
+METHODS = {
+    "crown": _named("crown"),
+    "joint, no steps": _without_steps,
+    "joint": _named("joint"),
+    "alpha": _named("alpha"),
+    "bab": _search,
+}
+
+
+def by_method(graph: Graph, method: str) -> Bound:
+    """Bounds by one of :data:`METHODS`."""
+    bound = METHODS[method](graph)
+
+    def timed(eps: float) -> tuple[float, float]:
+        centre = torch.full((1,), eps / 2, dtype=torch.float64)
+        problem = make_problem(graph, centre, eps / 2)
+        begin = time.process_time()
+        return bound(problem), time.process_time() - begin
+
+    return timed
 
 
 def by_pasado(pasado: Pasado, layers: Layers, image: Tensor, line: str) -> Bound:
@@ -100,7 +126,8 @@ def measure(
         of_image: dict[str, Bound] = {}
         if pasado is not None:
             of_image |= {line: by_pasado(pasado, layers, image, line) for line in LINES}
-        bounds.append(of_image | {method: by_method(model, method) for method in METHODS})
+        graph = build_graph(model, (1,))
+        bounds.append(of_image | {method: by_method(graph, method) for method in METHODS})
     rows: list[list[object]] = []
     for eps in radii:
         true = [truth(model, eps) for model in models]
