@@ -3,7 +3,8 @@
 The relaxations are those of the norm (Shi et al. 2022, sections 3.2 and 3.3), without its last
 step, the chords of ``|J_i|``; the result has a margin against rounding and keeps every sign that
 the network's structure proves (:mod:`lipschitz.bounds.native.backward.path_sums`). Where
-activations are curved, planes (:mod:`lipschitz.bounds.native.plane_rows`) narrow it.
+activations are curved, planes (:mod:`lipschitz.bounds.native.plane_rows`) narrow it; where the
+network has products of two values, planes are all there is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lipschitz.bounds.native.plane_rows import ProblemPlanes
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.errors import InputError, suggest
 from lipschitz.problem import LocalProblem
+from lipschitz.rounding import guard
 from lipschitz.words import ENGINES
 
 
@@ -69,10 +71,13 @@ def certified_entries(
     Returns:
         [R, *input_shape].
     """
-    slopes = slope_intervals(problem.graph, root.preacts)
-    plain = jacobian_interval(problem.graph, problem.rows, slopes)
-    sums = PathSums(problem.graph)(problem.rows, slopes, root.norm.cotangents)
-    found = sums.enclose(intersect(root.norm.entries, plain))
+    if problem.graph.product_nodes:
+        found = root.norm.entries
+    else:
+        slopes = slope_intervals(problem.graph, root.preacts)
+        plain = jacobian_interval(problem.graph, problem.rows, slopes)
+        sums = PathSums(problem.graph)(problem.rows, slopes, root.norm.cotangents)
+        found = sums.enclose(intersect(root.norm.entries, plain))
     return found if planes is None else narrowed(found, planes.entries())
 
 
@@ -106,8 +111,27 @@ def certified_products(
     Returns:
         [R, V].
     """
+    flat = vectors.flatten(1)
+    entries = [end.flatten(1) for end in certified_entries(problem, root)]
+    plus, minus = flat.clamp(min=0).T, flat.clamp(max=0).T
+    found = Interval(entries[0] @ plus + entries[1] @ minus, entries[1] @ plus + entries[0] @ minus)
+    if problem.graph.product_nodes:
+        size = torch.maximum(entries[0].abs(), entries[1].abs()) @ flat.abs().T
+        margin = guard(size.dtype) * size
+        found = Interval(found.lower - margin, found.upper + margin)
+    else:
+        slopes = slope_intervals(problem.graph, root.preacts)
+        found = intersect(found, _by_chords(problem, root, slopes, vectors))
+        sums = PathSums(problem.graph)(problem.rows, slopes, root.norm.cotangents)
+        found = sums.each(lambda t: t.flatten(1)).along(flat).enclose(found)
+    return found if planes is None else narrowed(found, planes.along(vectors))
+
+
+def _by_chords(
+    problem: LocalProblem, root: RootBounds, slopes: dict[int, Interval], vectors: Tensor
+) -> Interval:
+    """A row of its own for both ends of every ``(J(x)^T row) . v``, without margin, [R, V]."""
     plan, rows = Plan(problem.graph), problem.rows
-    slopes = slope_intervals(problem.graph, root.preacts)
     lines = {i: product_lines(g, slopes[i]) for i, g in root.norm.cotangents.items()}
     upper = rows.new_empty(len(rows), len(vectors))
     lower = torch.empty_like(upper)
@@ -120,16 +144,7 @@ def certified_products(
         found = cotangent_upper_bound(plan, 0, both, cut, take(rows, part))
         above, below = found.chunk(2, dim=1)
         upper[part, chosen], lower[part, chosen] = above, -below
-    flat = vectors.flatten(1)
-    entries = [end.flatten(1) for end in certified_entries(problem, root)]
-    plus, minus = flat.clamp(min=0).T, flat.clamp(max=0).T
-    summed = Interval(
-        entries[0] @ plus + entries[1] @ minus, entries[1] @ plus + entries[0] @ minus
-    )
-    sums = PathSums(problem.graph)(rows, slopes, root.norm.cotangents)
-    sums = sums.each(lambda t: t.flatten(1)).along(flat)
-    found = sums.enclose(intersect(Interval(lower, upper), summed))
-    return found if planes is None else narrowed(found, planes.along(vectors))
+    return Interval(lower, upper)
 
 
 def checked(bounds: Interval) -> Interval:

@@ -25,6 +25,7 @@ from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, PlaneSearch
 from lipschitz.network.affine import AffineMap, Linear
 from lipschitz.network.derivative import Adjoint, Terms
 from lipschitz.problem import LocalProblem
+from lipschitz.rounding import guard
 
 # Work is counted in multiplications of one pass; 10^10 of them took about 4 seconds on one core,
 # for networks of 300 to 16,000 neurons. These limits are choices: with them planes take about as
@@ -51,7 +52,7 @@ class ProblemPlanes:
     """Bounds linear functionals of the Jacobian of one problem.
 
     Args:
-        problem: What to bound; its network has curved activations (:meth:`of` asks).
+        problem: What to bound; its network has curved activations or products (:meth:`of` asks).
         root: Its bounds by chords, of which planes use the pre-activations and cotangents.
         optimize: Optimise weights and slopes where that is affordable.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
@@ -70,14 +71,15 @@ class ProblemPlanes:
     ) -> None:
         self.problem, self.optimize = problem, optimize
         lower, upper = problem.lower[None], problem.upper[None]
-        self.joint = JointBound(
+        self._search = _SEARCH if optimize else ONE_PASS
+        self.joint = root.joint or JointBound(
             problem.graph,
             problem.rows,
             lower,
             upper,
             root.preacts,
             root.norm.cotangents,
-            _SEARCH if optimize else ONE_PASS,
+            self._search,
             memory_budget or default_memory_budget(problem.graph.device),
             clock=clock,
         )
@@ -97,7 +99,7 @@ class ProblemPlanes:
         Args:
             problem, root, optimize, memory_budget, clock: As above.
         """
-        if not has_curves(problem.graph):
+        if root.joint is None and not has_curves(problem.graph):
             return None
         if clock.is_over:
             clock.miss(STAGE)
@@ -118,16 +120,23 @@ class ProblemPlanes:
         """
         total = rows or coefficients.shape[0] * coefficients.shape[1]
         work = total * self._work
-        steps = min(
-            self.joint.search.steps, int(_LARGEST_WORK_OF_STEPS // (_PASSES_OF_A_STEP * work))
-        )
+        steps = min(self._search.steps, int(_LARGEST_WORK_OF_STEPS // (_PASSES_OF_A_STEP * work)))
         if steps >= _FEWEST_STEPS:
-            return self.joint.upper_bounds(coefficients, replace(self.joint.search, steps=steps))
+            return self._bounds(coefficients, replace(self._search, steps=steps))
         largest = _LARGEST_WORK if self.optimize else _LARGEST_QUICK_WORK
         if work > largest:
             return torch.full_like(coefficients.flatten(2)[..., 0], torch.inf)
         twice = PlaneSearch(steps=0, corners=work * _PASSES_OF_TWO <= largest)
-        return self.joint.upper_bounds(coefficients, twice)
+        return self._bounds(coefficients, twice)
+
+    def _bounds(self, coefficients: Tensor, search: PlaneSearch) -> Tensor:
+        """The same in the precision of the planes, rounded upward."""
+        like = self.joint.constants[self.joint.source.row]
+        found = self.joint.upper_bounds(coefficients.to(like), search)
+        if found.dtype == coefficients.dtype:
+            return found
+        found = found.to(coefficients)
+        return found + guard(found.dtype) * found.abs()
 
     def entries(self) -> Interval:
         """Interval of every entry, [R, *input_shape]."""

@@ -72,7 +72,7 @@ def product_bounds(
         {},
     )
     together = raise_upper_bound(_of_all_rows(exact, norm).to(dtype))
-    return RootBounds(together, preacts, rows)
+    return RootBounds(together, preacts, rows, joint=joint)
 
 
 def _of_all_rows(problem: LocalProblem, norm: NormBounds) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.interval import Interval
+
+if TYPE_CHECKING:
+    from lipschitz.bounds.native.joint import JointBound
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,12 @@ class RootBounds:
         rounding: Widening against rounding that these intervals contain, by activation node,
             [1, *shape].
         norm: The bounds of the Jacobian, B = R.
+        joint: What bounds further functionals of the Jacobian, in float64, where the network has
+            products of two values; else None.
     """
 
     class_upper_bounds: Tensor
     preacts: dict[int, Interval]
     norm: NormBounds
     rounding: dict[int, Tensor] = field(default_factory=dict)
+    joint: JointBound | None = None
