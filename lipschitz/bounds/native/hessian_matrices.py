@@ -71,6 +71,13 @@ class _Matrices:
             torch.fmin(upper, middle[:, 0] + around),
         )
 
+    def finite(self) -> tuple[_Matrices, Tensor]:
+        """The same with zeros instead of matrices that overflow, and which do not, [B]."""
+        numbers = self.columns, self.gap, self.lower, self.upper
+        known = torch.stack([torch.isfinite(n).flatten(1).all(1) for n in numbers]).all(0)
+        zeroed = (torch.where(known.reshape(-1, *[1] * (n.dim() - 1)), n, 0.0) for n in numbers)
+        return _Matrices(*zeroed), known
+
 
 @torch.no_grad()
 def matrix_bound(
@@ -90,8 +97,8 @@ def matrix_bound(
         known: Intervals by term, [B or 1, *shape].
 
     Returns:
-        [B], rounding guard included; and how much the entries vary with each input, per unit,
-        [B, D].
+        [B], rounding guard included, infinity where values overflow; and how much the entries vary
+        with each input, per unit, [B, D].
     """
     batch, shape = len(rows), box.lower.shape[1:]
     count = shape.numel()
@@ -106,12 +113,13 @@ def matrix_bound(
         basis = torch.linalg.eigh((matrices + matrices.mT) / 2).eigenvectors.to(rows)
     directions = basis.mT.reshape(batch * count, *shape)
     found = terms.over(wide, every, directions, known)
-    matrices = _Matrices.of(found, basis.double())
+    matrices, known = _Matrices.of(found, basis.double()).finite()
     if norm == "2":
         bound = _spectral_bound(found, matrices, directions, basis.double())
     else:
         bound = affine_norm_bound(norm, matrices.columns, matrices.gap)
         bound = torch.fmin(bound, hessian_norm_bound(norm, matrices.lower, matrices.upper))
+    bound = torch.where(known, bound, torch.inf)
     width = (box.upper - box.lower).flatten(1).double().expand(batch, -1)
     varies = matrices.columns[:, 1:].abs().sum((2, 3))
     weight = torch.where(width > 0, varies / width.clamp(min=torch.finfo(width.dtype).tiny), 0.0)

@@ -41,8 +41,6 @@ def first_order(
     problem: LocalProblem, terms: HessianTerms, *, optimize: bool, clock: Clock = UNLIMITED
 ) -> dict[int, Interval]:
     """Intervals of pre-activations and cotangents by term, [1 or R, *shape]."""
-    if problem.graph.product_nodes:
-        return {}
     budget = terms.budget
     if optimize:  # the norm of the gradient is not asked for
         root = native_alpha(problem, memory_budget=budget, clock=clock, planes=False)

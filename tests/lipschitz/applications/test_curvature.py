@@ -15,6 +15,9 @@ from torch import nn
 
 from lipschitz import InputError, build_graph, hessian_bounds, local_curvature
 from lipschitz.bounds.clock import Clock
+from lipschitz.bounds.native.curvature import HessianTerms
+from lipschitz.bounds.native.hessian_matrices import matrix_bound
+from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.terms import relaxations
 from lipschitz.bounds.native.terms.relaxations import Relaxations
 from lipschitz.network.activations.derivative import Derivative
@@ -213,6 +216,44 @@ def test_the_width_of_a_bound_of_the_norm_shrinks_with_the_square():
         root = local_curvature(model, X, eps, search=False)
         excess.append(root.upper_bound / root.lower_bound - 1)
     assert math.log10(excess[1] / excess[0]) > 1.6
+
+
+class _Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+@pytest.mark.parametrize("norm", ["inf", "2", "1"])
+def test_layer_normalisation(norm):
+    """Its variance may be nearly 0 on a wide box, as far as intervals know."""
+    torch.manual_seed(1)
+    model = _Normalised().eval()
+    for eps in (0.01, 0.3, 3.0):
+        found = hessians(model.double(), sampled(X, eps))
+        result = local_curvature(model.float(), X, eps, norm, search=False)
+        assert float(norm_of(found, norm).max()) <= result.upper_bound < math.inf
+        assert 0 < result.lower_bound <= result.upper_bound
+        assert eps > 0.01 or result.upper_bound < 2 * result.lower_bound
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_a_box_on_which_numbers_overflow_leaves_the_others_alone(norm):
+    torch.manual_seed(1)
+    graph = build_graph(_Normalised().eval(), (3,))
+    terms, rows = HessianTerms(graph, 2**24), torch.eye(2)
+
+    def bounds(*radii: float) -> torch.Tensor:
+        radius, centre = torch.tensor(radii).unsqueeze(1), X.float()
+        box = Interval(centre - radius, centre + radius)
+        return matrix_bound(terms, norm, box, rows[: len(radii)])[0]
+
+    small, wide = bounds(0.01, 3.0)
+    assert float(small) == pytest.approx(float(bounds(0.01)), rel=1e-5)
+    assert float(wide) == math.inf
 
 
 def test_rows_box_and_clip():
