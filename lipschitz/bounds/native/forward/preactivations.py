@@ -17,6 +17,7 @@ from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import row_chunks, take
 from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
 from lipschitz.bounds.native.rows import needed_indices, place
+from lipschitz.network.activations import PiecewiseLinear
 
 STAGE = "linear bounds"
 
@@ -76,7 +77,7 @@ def preactivation_bounds(
     """Pre-activation intervals by CROWN, as auto_LiRPA's plain CROWN has them.
 
     Neurons that interval arithmetic proves stable keep its bounds; the others get CROWN's alone,
-    widened against rounding.
+    widened against rounding. Where activations are curved the narrower of the two counts.
 
     Args:
         plan: The graph.
@@ -98,14 +99,18 @@ def preactivation_bounds(
             again = forward_intervals(plan.graph, lower, upper, preacts, last=node)
             bounds = intersect(bounds, again.bounds[node])
         if plan.value_exactness[node] is Exactness.LOOSE:
-            mask = plan.graph.nodes[activation].activation.is_open(*bounds)
+            kind = plan.graph.nodes[activation].activation
+            mask = kind.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
                 rows = preactivation_rows(
                     plan, activation, indices, lines, lower, upper, budget, clock
                 )
                 margin = intervals.rounding[node].flatten(1)[:, indices]
-                bounds = place(bounds, rows + margin, indices, mask)
+                found = place(bounds, rows + margin, indices, mask)
+                # Lines of a curve may leave the range of its values.
+                keeps = isinstance(kind, PiecewiseLinear)
+                bounds = found if keeps else intersect(bounds, found)
         preacts[activation] = bounds
         lines[activation] = activation_lines(
             plan.graph.nodes[activation].activation, bounds, rounding=intervals.rounding[node]
