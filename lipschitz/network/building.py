@@ -58,6 +58,8 @@ _CHANNELS = """
     upsample_bicubic2d _upsample_bicubic2d_aa
 """
 _BATCH_FIRST = frozenset(_CHANNELS.split())
+# Activations of the table if what else they take are numbers.
+_OF_NUMBERS = frozenset(["pow", "clamp", "clip"])
 _ANY_SHAPE = (nn.Linear, nn.Flatten, nn.Unflatten)
 
 
@@ -289,7 +291,8 @@ class Builder(Recording):
             windows = pooling(args[0].shape, result.shape[1:], *args[1:], **kwargs)
             return self.maximum(node.name, args[0], windows, result.shape[1:])
         activation = _entry(ACTIVATION_FUNCTIONS, node.target, names)
-        if activation is not None and isinstance(args[0], Branch):
+        several = _OF_NUMBERS.intersection(names) and _has_values((args[1:], kwargs))
+        if activation is not None and isinstance(args[0], Branch) and not several:
             return self.add_function(node.name, args[0], activation(*args[1:], **kwargs), value)
         if "prelu" in names:  # it has a slope per channel, so the value's shape counts
             weight = kwargs["weight"] if "weight" in kwargs else args[1]
@@ -448,6 +451,15 @@ def _lookup(module: nn.Module, table: dict[type[nn.Module], Any]) -> Any:
         if base in table:
             return table[base] if type(module).forward is base.forward else None
     return None
+
+
+def _has_values(argument: Any) -> bool:
+    """Whether an argument is a value that depends on the input, or a tensor of several numbers."""
+    if isinstance(argument, dict):
+        return any(_has_values(value) for value in argument.values())
+    if isinstance(argument, (tuple, list)):
+        return any(_has_values(value) for value in argument)
+    return isinstance(argument, Branch) or (isinstance(argument, Tensor) and argument.numel() > 1)
 
 
 def _is_masking(value: Any) -> bool:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lipschitz.network import affine
 from lipschitz.network.activations import Activation, PiecewiseLinear
-from lipschitz.network.affine import Branch, Value
+from lipschitz.network.affine import Applied, Branch, Value
+from lipschitz.network.affine.layout import Centre
 from lipschitz.network.graph import Node
 from lipschitz.network.pooling import comparisons
+from lipschitz.network.scalar_forms import Fold, Forms
 
 
 class Recording:
@@ -30,6 +32,7 @@ class Recording:
         self.sample_input = sample
         self.nodes: list[Node] = []
         self.samples: list[Tensor] = []
+        self.forms = Forms(self.nodes, sample.dtype)
 
     def sample(self, branch: Branch) -> Tensor:
         """The value of a branch on the sample, [batch, *shape]."""
@@ -63,6 +66,7 @@ class Recording:
 
     def add_value(self, name: str, value: Value, result: Tensor | None = None) -> Branch:
         """Record the maps of a rule's answer; ``result`` is the sample's value, where known."""
+        value = self._centred(value)
         if isinstance(value, Branch):
             if result is not None:  # the same numbers, but perhaps contiguous now
                 self.samples[value.index] = result
@@ -78,12 +82,20 @@ class Recording:
         self, name: str, parent: Branch, function: Activation, result: Tensor | None = None
     ) -> Branch:
         """Record a unary function; ``result`` is the sample's value, where known."""
+        fold = self.forms.function(parent.index, function)
+        if fold is not None:
+            return self._folded(name, fold, result)
+        return self._add_function(name, parent, function, result)
+
+    def _add_function(
+        self, name: str, parent: Branch, function: Activation, result: Tensor | None = None
+    ) -> Branch:
         function = function.to(self.sample_input.device, self.sample_input.dtype)
         if not parent.shape:  # one number per example: everything else reads neurons as a vector
             vector = affine.reshaped(parent, torch.Size([1]))
             parent = self.add_value(f"{name}.vector", vector)
             result = None if result is None else result.unsqueeze(1)
-            number = self.add_function(name, parent, function, result)
+            number = self._add_function(name, parent, function, result)
             return self.add_value(f"{name}.number", affine.reshaped(number, torch.Size()))
         if result is None:
             with torch.no_grad():
@@ -91,9 +103,44 @@ class Recording:
         return self.add(name, (parent.index,), result, activation=function)
 
     def add_product(self, name: str, first: Branch, second: Branch) -> Branch:
-        """Record the product of two values of one shape."""
+        """Record the product of two values of one shape, or the one function that it is."""
+        fold = self.forms.product(first.index, second.index)
+        if fold is not None:
+            return self._folded(name, fold)
         value = self.sample(first) * self.sample(second)
         return self.add(name, (first.index, second.index), value, is_product=True)
+
+    def _folded(self, name: str, fold: Fold, result: Tensor | None = None) -> Branch:
+        """Record a function of a multiple of a value, times a number, plus a number."""
+        branch = Branch(fold.root, self.nodes[fold.root].shape)
+        inner = self._line(f"{name}.of", branch, fold.factor, fold.shift)
+        plain = fold.scale == 1 and fold.offset == 0
+        value = self._add_function(name, inner, fold.function, result if plain else None)
+        return self._line(f"{name}.scaled", value, fold.scale, fold.offset)
+
+    def _line(self, name: str, x: Branch, factor: float, shift: float) -> Branch:
+        if factor == 1 and shift == 0:
+            return x
+        numbers = [torch.tensor(number, dtype=torch.float64) for number in (factor, shift)]
+        scale = affine.Scale(numbers[0], numbers[1] if shift else None, x.shape)
+        return self.add_value(name, Applied(scale, (x,)))
+
+    def _centred(self, value: Value) -> Value:
+        """A value minus its own mean as one map, whose coefficients are smaller."""
+        if isinstance(value, Branch) or not isinstance(value.map, affine.Combination):
+            return value
+        if value.map.signs != (1, -1) or not isinstance(value.inputs[0], Branch):
+            return value
+        x, mean = value.inputs
+        if isinstance(mean, Applied) and isinstance(mean.inputs[0], Branch):
+            mean = mean.inputs[0] if len(mean.inputs) == 1 else mean
+        if not isinstance(mean, Branch) or len(mean.shape) != len(x.shape):
+            return value
+        node = self.nodes[mean.index]
+        dims = getattr(node.affine, "averaged", None)
+        if dims is None or node.parents != (x.index,):
+            return value
+        return Applied(Centre(dims, x.shape), (x,))
 
     def maximum(self, name: str, parent: Branch, windows: Tensor, shape: torch.Size) -> Branch:
         """The largest entry of every window, see :mod:`lipschitz.network.pooling`.

@@ -73,8 +73,7 @@ def _clamp(
     min: float | Tensor | None = None,  # torch's names
     max: float | Tensor | None = None,
 ) -> Activation:
-    if isinstance(min, Tensor) or isinstance(max, Tensor):
-        raise NotImplementedError("only a cut to two numbers")
+    min, max = (end.item() if isinstance(end, Tensor) else end for end in (min, max))
     least = -torch.inf if min is None else float(min)
     return Hardtanh(least, torch.inf if max is None else float(max))
 

@@ -246,6 +246,17 @@ def _positive(call: Call, *args: Any, **kwargs: Any) -> Value:
     return positive(call)
 
 
+def _mean(call: Call, input: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
+    """``torch.mean``, which remembers over what it averages where dimensions stay."""
+    found = positive(call)
+    if isinstance(input, Branch) and len(found.shape) == len(input.shape):
+        dims = [dim] if isinstance(dim, int) else list(dim or [])
+        inner = [d % input.rank - (not input.whole) for d in dims]
+        if inner and min(inner) >= 0:
+            found.map.averaged = tuple(inner)
+    return found
+
+
 _RESHAPES = "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view"
 _IDENTITIES = "contiguous clone alias lift_fresh_copy to type float double cpu cuda _to_copy"
 _DROPOUTS = (
@@ -260,7 +271,7 @@ _POSITIVE = """
     unfold im2col fold col2im where masked_fill
     pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
     replication_pad1d replication_pad2d replication_pad3d
-    mean sum cumsum avg_pool1d avg_pool2d avg_pool3d
+    sum cumsum avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     _adaptive_avg_pool2d _adaptive_avg_pool3d
     upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d
@@ -272,6 +283,7 @@ _POSITIVE = """
 FUNCTION_RULES: dict[str, FunctionRule] = {
     **ARITHMETIC_RULES,
     **dict.fromkeys(_POSITIVE.split(), _positive),
+    "mean": _mean,
     **dict.fromkeys(_RESHAPES.split(), _reshape),
     **dict.fromkeys(_IDENTITIES.split(), _identity),
     **dict.fromkeys(_DROPOUTS.split(), _dropout),

@@ -151,6 +151,5 @@ IDENTITY_MODULES: tuple[type[nn.Module], ...] = (
 
 # Reasons, for layers that are often asked for.
 REFUSED_MODULES: dict[type[nn.Module], str] = {
-    nn.LocalResponseNorm: "it divides by a power of the input's sums; write it with pow",
     nn.Embedding: "its input is an index, which has no neighbourhood",
 }

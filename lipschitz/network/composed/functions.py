@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.network.activations import Exponential, Power
+from lipschitz.network.activations import Power
 from lipschitz.network.activations.derivative import cosine
 from lipschitz.network.activations.periodic import Sine
 from lipschitz.network.activations.piecewise import Hardtanh
 from lipschitz.network.affine import Branch, Call
 from lipschitz.network.composed.attention import masked_attention
 from lipschitz.network.composed.contractions import einsum
+from lipschitz.network.composed.dimensions import inner, inner_dims
+from lipschitz.network.composed.identities import IDENTITIES, over, several_dims
 from lipschitz.network.composed.norms import (
     group_norm,
     instance_norm,
@@ -44,31 +46,6 @@ class Extreme(NamedTuple):
     indices: None
 
 
-def inner(x: Branch, dim: int) -> int:
-    """A dimension without the batch.
-
-    Raises:
-        NotImplementedError: It is the batch.
-    """
-    count = x.rank
-    if not -count <= dim < count or (dim % count == 0 and not x.whole):
-        raise NotImplementedError("it mixes the examples of a batch")
-    return dim % count - (not x.whole)
-
-
-def inner_dims(x: Branch, dims: int | Sequence[int] | None) -> list[int]:
-    """Dimensions without the batch.
-
-    Raises:
-        NotImplementedError: The batch is one of them.
-    """
-    if dims is None or (not isinstance(dims, int) and not len(dims)):
-        if x.whole:
-            return list(range(len(x.shape)))
-        raise NotImplementedError("without dimensions it mixes the examples of a batch")
-    return [inner(x, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
-
-
 def _both(*values: Any) -> bool:
     return all(isinstance(value, Branch) for value in values)
 
@@ -87,23 +64,7 @@ def _div(
         return None
     if rounding_mode is not None:
         raise NotImplementedError("it rounds")
-    if isinstance(input, Branch):
-        return write.quotient(input, other)
-    return _times(write, call, write.function(other, Power(-1.0)), input)
-
-
-def _times(write: Writer, call: Call, x: Branch, constant: Any) -> Branch:
-    return write.scale(write.expand(x, call.shape), call.constant(constant))
-
-
-def _pow(write: Writer, call: Call, input: Any, exponent: Any) -> Written:
-    """A number to the power of a branch."""
-    if not isinstance(exponent, Branch) or isinstance(input, Branch):
-        return None
-    base = call.constant(input)
-    if not bool((base > 0).all()):
-        raise NotImplementedError("its base is not above 0")
-    return write.function(_times(write, call, exponent, base.log()), Exponential())
+    return over(write, call, input, other)
 
 
 def _matmul(write: Writer, call: Call, input: Any, other: Any) -> Written:
@@ -155,7 +116,13 @@ def _bilinear(
 ) -> Written:
     """``x1^T W_k x2 + b_k``."""
     if not _both(input1, input2):
-        raise NotImplementedError("one of its inputs is a constant")
+        first = isinstance(input1, Branch)
+        x, constant = (input1, input2) if first else (input2, input1)
+        constant = constant.detach().reshape(-1, constant.shape[-1])
+        if not bool((constant == constant[:1]).all()):
+            raise NotImplementedError("its constant has a batch dimension")
+        combined = torch.einsum("kij,j->ki" if first else "kij,i->kj", weight, constant[0])
+        return write.linear(x, combined, bias)
     outputs, rows, columns = weight.shape
     second = write.linear(input2, weight.reshape(outputs * rows, columns))
     second = write.reshape(second, [*input2.shape[:-1], outputs, rows])
@@ -190,10 +157,8 @@ def _log_softmax(
 def _logsumexp(
     write: Writer, call: Call, input: Branch, dim: Any, keepdim: bool = False
 ) -> Written:
-    dims = inner_dims(input, dim)
-    if len(dims) != 1:
-        raise NotImplementedError("only over one dimension")
-    return write.reshape(logsumexp(write, input, dims[0]), call.shape)
+    flat = several_dims(write, input, inner_dims(input, dim))
+    return write.reshape(logsumexp(write, flat, len(flat.shape) - 1), call.shape)
 
 
 def _layer_norm(
@@ -281,6 +246,19 @@ def _var(
     return variance(write, input, inner_dims(input, dim), float(correction), keepdim)
 
 
+def _with_mean(spread: WrittenRule) -> WrittenRule:
+    """``torch.var_mean`` and ``torch.std_mean``."""
+
+    def rule(
+        write: Writer, call: Call, input: Branch, dim: Any = None, *args: Any, **kwargs: Any
+    ) -> Written:
+        keep = kwargs.get("keepdim", len(args) > 1 and args[1])
+        mean = write.sum(input, inner_dims(input, dim), keep=bool(keep), mean=True)
+        return spread(write, call, input, dim, *args, **kwargs), mean
+
+    return rule
+
+
 def _std(write: Writer, call: Call, *args: Any, **kwargs: Any) -> Written:
     return write.function(_var(write, call, *args, **kwargs), Power(0.5, positive=True))
 
@@ -297,6 +275,34 @@ def _norm(
 ) -> Written:
     order = 2.0 if p in (None, "fro") else float(p)
     return vector_norm(write, input, inner_dims(input, dim), order, keepdim)
+
+
+def _linalg_norm(
+    write: Writer,
+    call: Call,
+    A: Branch,  # torch's name
+    ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    **options: Any,
+) -> Written:
+    """``torch.linalg.norm`` of vectors, and of matrices the one of all entries."""
+    dims = inner_dims(A, dim)
+    if len(dims) > 1 and ord not in (None, "fro"):
+        raise NotImplementedError(f"the matrix norm {ord}: only that of Frobenius")
+    return vector_norm(write, A, dims, 2.0 if ord in (None, "fro") else float(ord), keepdim)
+
+
+def _matrix_norm(
+    write: Writer,
+    call: Call,
+    A: Branch,  # torch's name
+    ord: Any = "fro",
+    dim: Any = (-2, -1),
+    keepdim: bool = False,
+    **options: Any,
+) -> Written:
+    return _linalg_norm(write, call, A, ord, dim, keepdim)
 
 
 def _vector_norm(
@@ -354,7 +360,7 @@ def _extreme(sign: int) -> WrittenRule:
             return _of_two(sign)(write, call, input, other)
         if not isinstance(dim, int):
             raise NotImplementedError("without a dimension it mixes the examples of a batch")
-        return Extreme(_over(write, input, [inner(input, dim)], keepdim, sign), None)
+        return Extreme(write.extreme(input, [inner(input, dim)], keep=keepdim, sign=sign), None)
 
     return rule
 
@@ -363,26 +369,9 @@ def _amax(sign: int) -> WrittenRule:
     def rule(
         write: Writer, call: Call, input: Branch, dim: Any = None, keepdim: bool = False
     ) -> Written:
-        return _over(write, input, inner_dims(input, dim), keepdim, sign)
+        return write.extreme(input, inner_dims(input, dim), keep=keepdim, sign=sign)
 
     return rule
-
-
-def _over(write: Writer, x: Branch, dims: list[int], keep: bool, sign: int) -> Branch:
-    """The largest (1) or smallest (-1) entry over dimensions."""
-    places = torch.arange(x.shape.numel()).reshape(x.shape)
-    rest = [i for i in range(len(x.shape)) if i not in dims]
-    shape = [x.shape[i] for i in rest]
-    windows = places.permute(*rest, *dims).reshape(math.prod(shape), -1)
-    if keep:
-        shape = [1 if i in dims else size for i, size in enumerate(x.shape)]
-    x = x if sign > 0 else write.scale(x, -1.0)
-    if windows.shape[1] == 1:
-        found = write.reshape(x, shape)
-    else:
-        flat = write.nodes.maximum(write.name, x, windows, torch.Size([len(windows)]))
-        found = write.reshape(flat, shape)
-    return found if sign > 0 else write.scale(found, -1.0)
 
 
 def _of_two(sign: int) -> WrittenRule:
@@ -434,7 +423,6 @@ def _for_each_query(write: Writer, x: Branch, heads: int) -> Branch:
 WRITTEN_FUNCTIONS: dict[str, WrittenRule] = {
     **dict.fromkeys(("mul", "multiply"), _mul),
     **dict.fromkeys(("div", "divide", "true_divide", "truediv"), _div),
-    "pow": _pow,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     "baddbmm": _baddbmm,
     "einsum": _einsum,
@@ -450,7 +438,11 @@ WRITTEN_FUNCTIONS: dict[str, WrittenRule] = {
     "aten::instance_norm": _aten_instance_norm,
     "var": _var,
     "std": _std,
+    "var_mean": _with_mean(_var),
+    "std_mean": _with_mean(_std),
     "norm": _norm,
+    "linalg_norm": _linalg_norm,
+    **dict.fromkeys(("matrix_norm", "linalg_matrix_norm"), _matrix_norm),
     **dict.fromkeys(("vector_norm", "linalg_vector_norm"), _vector_norm),
     "normalize": _normalize,
     "glu": _glu,
@@ -460,8 +452,9 @@ WRITTEN_FUNCTIONS: dict[str, WrittenRule] = {
     "min": _extreme(-1),
     "amax": _amax(1),
     "amin": _amax(-1),
-    "maximum": _of_two(1),
-    "minimum": _of_two(-1),
+    **dict.fromkeys(("maximum", "fmax"), _of_two(1)),
+    **dict.fromkeys(("minimum", "fmin"), _of_two(-1)),
     "scaled_dot_product_attention": _attention,
+    **IDENTITIES,
     **RECURRENT_FUNCTIONS,
 }

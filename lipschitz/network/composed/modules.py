@@ -17,7 +17,9 @@ from lipschitz.network.composed.attention import (
     multihead,
     transformer,
 )
-from lipschitz.network.composed.functions import WRITTEN_FUNCTIONS, Written, inner
+from lipschitz.network.composed.dimensions import inner
+from lipschitz.network.composed.functions import WRITTEN_FUNCTIONS, Written
+from lipschitz.network.composed.identities import local_response_norm
 from lipschitz.network.composed.norms import group_norm, instance_norm, layer_norm
 from lipschitz.network.composed.recurrent import recurrent, recurrent_cell
 from lipschitz.network.composed.softmax import log_softmax, softmax
@@ -73,6 +75,15 @@ def _glu(write: Writer, module: nn.GLU, x: Branch) -> Written:
     return WRITTEN_FUNCTIONS["glu"](write, None, x, module.dim)
 
 
+def _cosine(write: Writer, module: nn.CosineSimilarity, x1: Any, x2: Any) -> Written:
+    return WRITTEN_FUNCTIONS["cosine_similarity"](write, None, x1, x2, module.dim, module.eps)
+
+
+def _distance(write: Writer, module: nn.PairwiseDistance, x1: Any, x2: Any) -> Written:
+    options = (module.norm, module.eps, module.keepdim)
+    return WRITTEN_FUNCTIONS["pairwise_distance"](write, None, x1, x2, *options)
+
+
 def _hardsigmoid(write: Writer, module: nn.Hardsigmoid, x: Branch) -> Written:
     return WRITTEN_FUNCTIONS["hardsigmoid"](write, None, x)
 
@@ -90,6 +101,9 @@ WRITTEN_MODULES: dict[type[nn.Module], WrittenModule] = {
     nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _instance_norm),
+    nn.LocalResponseNorm: local_response_norm,
+    nn.CosineSimilarity: _cosine,
+    nn.PairwiseDistance: _distance,
     nn.GLU: _glu,
     nn.Hardsigmoid: _hardsigmoid,
     nn.Bilinear: _bilinear,

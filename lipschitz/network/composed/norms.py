@@ -100,17 +100,23 @@ def variance(
 
 
 def vector_norm(write: Writer, x: Branch, dims: Sequence[int], order: float, keep: bool) -> Branch:
-    """The norm of vectors of order 1 or 2.
+    """The norm of vectors of order 1 or larger.
 
     Raises:
-        NotImplementedError: Another order.
+        NotImplementedError: An order below 1.
     """
     if order == 1:
         return write.sum(write.function(x, Absolute()), dims, keep=keep)
     if order == 2:
         total = write.sum(write.square(x), dims, keep=keep)
         return write.function(total, Power(0.5, positive=True))
-    raise NotImplementedError(f"a norm of order {order}: only those of 1 and 2")
+    if order == math.inf:
+        return write.extreme(write.function(x, Absolute()), dims, keep=keep)
+    if not order > 1:
+        raise NotImplementedError(f"a norm of order {order}: only those from 1 on")
+    powers = write.function(write.function(x, Absolute()), Power(order, positive=True))
+    total = write.sum(powers, dims, keep=keep)
+    return write.function(total, Power(1 / order, positive=True))
 
 
 def scaled_to_norm(write: Writer, x: Branch, dim: int, order: float, eps: float) -> Branch:

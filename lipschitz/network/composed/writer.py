@@ -256,6 +256,23 @@ class Writer:
         excess = self.function(self.plus(second, first, -1), PiecewiseLinear())
         return self.plus(second, excess, -1)
 
+    def extreme(self, x: Branch, dims: Sequence[int], *, keep: bool, sign: int = 1) -> Branch:
+        """The largest (1) or smallest (-1) entry over dimensions."""
+        dims = [dim % len(x.shape) for dim in dims]
+        places = torch.arange(x.shape.numel()).reshape(x.shape)
+        rest = [i for i in range(len(x.shape)) if i not in dims]
+        shape = [x.shape[i] for i in rest]
+        windows = places.permute(*rest, *dims).reshape(math.prod(shape), -1)
+        if keep:
+            shape = [1 if i in dims else size for i, size in enumerate(x.shape)]
+        x = x if sign > 0 else self.scale(x, -1.0)
+        if windows.shape[1] == 1:
+            found = self.reshape(x, shape)
+        else:
+            flat = self.nodes.maximum(self.name, x, windows, torch.Size([len(windows)]))
+            found = self.reshape(flat, shape)
+        return found if sign > 0 else self.scale(found, -1.0)
+
     def matmul(self, first: Branch, second: Branch) -> Branch:
         """``first @ second``: [..., n, k] and [..., k, m] to [..., n, m]."""
         left, right = self.unsqueeze(first, -2), self.unsqueeze(self.transpose(second), -3)
