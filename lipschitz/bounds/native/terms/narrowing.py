@@ -172,7 +172,7 @@ def _needed(
             interval = bounds[source]
             for copy in reversed(copies):
                 interval = Interval(*terms.terms[copy].affine.interval(interval))
-            mask = term.function.is_open(*interval)
+            mask = term.function.is_open(*interval) | term.function.is_undefined(*interval)
         if mask is None:
             return torch.ones_like(needed)
         for copy in copies:
