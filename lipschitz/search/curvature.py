@@ -41,8 +41,9 @@ CURVATURE = "curvature"
 # Inputs up to which boxes are cut. A choice: with more, halves of a box are hardly better.
 MOST_INPUTS = 64
 # Shares of the time left: for sampled Hessians, for intervals of first order, for the root's
-# entries. Choices: they matter only where the limit is too short for all.
-_SHARE_OF_SAMPLING, _SHARE_OF_FIRST_ORDER, _SHARE_OF_ENTRIES = 0.2, 0.3, 0.5
+# matrices and entries. Choices: they matter only where the limit is too short for all.
+_SHARE_OF_SAMPLING, _SHARE_OF_FIRST_ORDER = 0.2, 0.3
+_SHARE_OF_MATRICES, _SHARE_OF_ENTRIES = 0.5, 0.5
 # Before anything of the kind has been timed: seconds for the norm of one matrix over the cube of
 # its size, and for a number of affine forms; how many times as long as interval arithmetic affine
 # forms, bounds of first order and a round of the search take at least. Guesses, measured on one
@@ -126,11 +127,13 @@ class _Curvature:
         whole = RootProducts(problem, self.terms, known, clock=clock, **options)
         few = problem.centre.numel() <= FEW_SIGNS
         by_directions = problem.norm == "1" or (problem.norm == "inf" and few)
+        if not by_directions and clock.allows(self._seconds_of_forms()):
+            part = clock.part(_SHARE_OF_MATRICES)
+            found = RootProducts(problem, self.terms, known, clock=part, **options).matrices()
+            self._lower(found)
         part = clock.part(_SHARE_OF_ENTRIES)
         entries = RootProducts(problem, self.terms, known, clock=part, **options).hessians()
         self._lower(_by_matrices(problem.norm, entries, clock))
-        if not by_directions and clock.allows(self._seconds_of_forms()):
-            self._lower(whole.matrices())
         if by_directions and self._is_small:
             self._bound_directions(entries, whole)
 
