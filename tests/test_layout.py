@@ -74,6 +74,7 @@ LIBRARY = [
     "lipschitz.search.pool",
     "lipschitz.search.state",
     "lipschitz.search.loop",
+    "lipschitz.search.trials",
     "lipschitz.search.subdomain_bounds",
     "lipschitz.search.engines",
     "lipschitz.search.boxes_first",

@@ -20,6 +20,7 @@ from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph, refuse_products
 from lipschitz.problem import LocalProblem
 from lipschitz.result import LipschitzResult
+from lipschitz.rounding import raise_upper_bound
 from lipschitz.search.boxes_first import BoxesFirst, can_cut_first
 from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
@@ -29,6 +30,7 @@ from lipschitz.search.heuristics import chooser
 from lipschitz.search.interface import Bounding, Limits, Progress, SearchResult
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.options import BranchOptions, check_branching, check_searched
+from lipschitz.search.trials import choose_branch, try_search
 from lipschitz.search.with_programs import combined_search
 from lipschitz.words import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 
@@ -37,16 +39,6 @@ if TYPE_CHECKING:
 
 # Option ``refresh`` to neuron splits between two CROWN passes: each, never, or (None) by cost.
 _REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
-# With at most so many inputs a short trial decides between bisecting the box and splitting neurons.
-# Measured at 16 inputs only (MLP of width 64, eps 0.2, six seconds): bisecting reached 49.4,
-# splitting neurons 25.0. The limit of 8 itself is a choice: a trial too many costs its seconds.
-_FEW_INPUTS = 8
-# The same limit with curved activations. Their neurons are never stable, so splitting them never
-# ends in a region with one gradient, and bisecting is worth a trial for more inputs. A choice.
-_FEW_INPUTS_IF_CURVED = 64
-# Seconds of each of the two searches in the trial, or a 20th of the time limit if less. A choice: a
-# trial too short may pick the slower search.
-_TRIAL_SECONDS = 0.5
 # Steps of the splits' multipliers. Measured, when chosen, on MLPs of width 64 and 128: a tenth
 # fewer seconds, or a tighter bound in the same time. Not so everywhere: on one of width 64 (eps
 # 0.2, six seconds, no programs) the search reached 25.03 with them and 24.74 without.
@@ -110,7 +102,8 @@ def bound_by_branching(
         inputs=problem.inputs,
     )
     # Boxes of few inputs are bounded so quickly that optimising the root's bounds does not pay.
-    boxes_first = engine is None and options.branch != "relu" and can_cut_first(graph)
+    boxes_first = engine is None and options.branch != "relu" and options.sdp != "always"
+    boxes_first = boxes_first and can_cut_first(graph)
 
     def bound_root(optimize: bool) -> RootBounds:
         part = clock.part(_SHARE_OF_ROOT)
@@ -165,35 +158,44 @@ def bound_by_branching(
     def search_neurons(so_far: SearchResult) -> SearchResult:
         return _better(so_far, search("relu", (so_far.lower_bound, so_far.witness)))
 
+    def optimise_root() -> None:
+        nonlocal root, searches
+        root = _lower(bound_root(optimize), root.class_upper_bounds)
+        lower = lower_bound if result is None else result.lower_bound
+        searches = _searches(problem, options, engine, root, lower, memory_budget, clock)
+
+    branch, result = next(iter(searches)), None
+    both = options.branch == "auto" and len(searches) > 1
     try:
-        branch = next(iter(searches))
-        both = options.branch == "auto" and len(searches) > 1
         if boxes_first and both and not settled:
             boxes = BoxesFirst(searches["input"](), lower_bound, witness)
             result, branch = boxes.begin(limits), "input"
-            if not boxes.is_promising and result.status != INTERRUPTED:
-                lower_bound, root = result.lower_bound, _lower(bound_root(optimize), root)
-                searches = _searches(
-                    problem, options, engine, root, lower_bound, memory_budget, clock
-                )
-                if not boxes.is_ahead_of(_try(searches["relu"], lower_bound, options)):
-                    branch = "relu"
-            if branch == "relu":
-                result = search_neurons(result)
-            elif result.status != INTERRUPTED:
+            root = _lower(root, boxes.state.root_bounds)
+            if boxes.is_promising:
                 result = boxes.go_on(limits, watch)
-            root = _lower(root, replace(root, class_upper_bounds=boxes.state.root_bounds))
-            root_upper = float(root.class_upper_bounds.max())
+            elif result.status != INTERRUPTED:
+                optimise_root()
+                lower_bound = result.lower_bound
+                trial = try_search(searches["relu"], lower_bound, options, boxes.seconds / 2)
+                if boxes.is_ahead_of(trial):
+                    result = boxes.go_on(limits, watch)
+                else:
+                    branch, result = "relu", search_neurons(result)
         else:
             if not settled:
-                branch = _choose_branch(options, problem, searches, lower_bound)
+                branch = choose_branch(options, problem, searches, lower_bound)
             result = search(branch, (lower_bound, witness))
         if result.status == BOUND and branch == "input" and both:
             # Every box around a point where several kinks meet has unstable neurons, so bisecting
             # cannot close it. Splitting neurons can.
+            if boxes_first:
+                optimise_root()
             result = search_neurons(result)
     except KeyboardInterrupt:
-        return replace(of_root, seconds=time.perf_counter() - begin)
+        if result is None:
+            return replace(of_root, seconds=time.perf_counter() - begin)
+        result = replace(result, status=INTERRUPTED)
+    root_upper = float(root.class_upper_bounds.max())
     rows, upper_bound, status = result.row_upper_bounds, result.upper_bound, result.status
     rows, upper_bound = torch.minimum(rows, root.class_upper_bounds), min(upper_bound, root_upper)
     if status != INTERRUPTED and upper_bound <= result.lower_bound * (1 + options.tolerance):
@@ -252,10 +254,12 @@ def _search(
     )
 
 
-def _lower(root: RootBounds, other: RootBounds) -> RootBounds:
-    """The first with every row's bound the lower of both."""
-    bounds = torch.minimum(root.class_upper_bounds, other.class_upper_bounds)
-    return replace(root, class_upper_bounds=bounds)
+def _lower(root: RootBounds, bounds: Tensor) -> RootBounds:
+    """The same with other bounds [R] where these are lower, in the precision that it has."""
+    known = root.class_upper_bounds
+    if bounds.dtype != known.dtype:
+        bounds = raise_upper_bound(bounds.to(known.dtype))
+    return replace(root, class_upper_bounds=torch.minimum(bounds, known))
 
 
 def _better(first: SearchResult, second: SearchResult) -> SearchResult:
@@ -352,40 +356,3 @@ def _numbers(problem: LocalProblem) -> int:
     graph = problem.graph
     neurons = sum(graph.nodes[i].shape.numel() for i in graph.activation_nodes)
     return 4 * neurons + 3 * problem.centre.numel() + 8
-
-
-def _choose_branch(
-    options: BranchOptions,
-    problem: LocalProblem,
-    searches: dict[str, Callable[[], Bounding]],
-    lower_bound: float,
-) -> str:
-    """``relu`` or ``input``: with few inputs, the search with the lower bound after a short trial.
-
-    Around a point where several kinks meet, no box is free of unstable neurons, however small, so
-    bisecting the box may stop short of the exact value. It is chosen only where its bound is lower.
-    """
-    if options.branch != "auto" or len(searches) == 1:
-        return next(iter(searches)) if options.branch == "auto" else options.branch
-    graph = problem.graph
-    kinds = [graph.nodes[i].activation for i in graph.activation_nodes]
-    curved = any(curvature for kind in kinds for curvature in kind.curvatures)
-    few = _FEW_INPUTS_IF_CURVED if curved else _FEW_INPUTS
-    if problem.centre.numel() > few or "input" not in searches:
-        return "relu"
-    neurons, inputs = (_try(searches[name], lower_bound, options) for name in ("relu", "input"))
-    closing = inputs.status in (EXACT, TIMEOUT)
-    ahead = closing and inputs.upper_bound < neurons.upper_bound
-    return "input" if ahead else "relu"
-
-
-def _try(
-    search: Callable[[], Bounding], lower_bound: float, options: BranchOptions
-) -> SearchResult:
-    """What a search reaches in a short trial."""
-    seconds = min(_TRIAL_SECONDS, options.timeout / 20)
-    trial = Limits(seconds, options.tolerance, 64, 10_000)
-    result = branch_and_bound(search(), lower_bound, None, trial)
-    if result.status == INTERRUPTED:
-        raise KeyboardInterrupt  # a trial reports Ctrl-C as a status; the caller expects it
-    return result

@@ -42,9 +42,8 @@ from lipschitz.search.engines.trends import Effort, Trends, hessian_terms
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomains import Batch, concatenate
 
-# Boxes of the first chunk where time is limited, and boxes of a round whose centres are climbed
-# from. Choices; only speed depends on them.
-_FIRST_CHUNK, _CLIMBERS = 16, 4
+# Boxes of a round whose centres are climbed from. A choice; only speed depends on it.
+_CLIMBERS = 4
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,11 @@ class InputSearch:
         return self.first
 
     @property
+    def is_smooth(self) -> bool:
+        """Whether affine forms bound the boxes and no slope jumps, so that every gap closes."""
+        return self._hessians is not None
+
+    @property
     def _has_trends(self) -> bool:
         """Whether what is searched is a linear functional, or one where entries keep their sign."""
         return self.problem.norm == "inf"
@@ -160,7 +164,7 @@ class InputSearch:
             return self._bounded_at_once(boxes)
         share = (boxes.upper - boxes.lower) / self._edges
         found = boxes.having(choice=_chosen(boxes, share), upper_bound=boxes.upper_bound.clone())
-        for part in self.clock.growing(len(boxes), _FIRST_CHUNK, self._curved.at_once):
+        for part in self.clock.growing(len(boxes), self._curved.at_first, self._curved.at_once):
             new = self._bounded_at_once(boxes.take(part))
             found.upper_bound[part], found.choice[part] = new.upper_bound, new.choice
         return found
