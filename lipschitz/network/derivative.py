@@ -20,8 +20,9 @@ from torch import Tensor
 
 from lipschitz.network.activations import Activation
 from lipschitz.network.activations.derivative import derivative_of
-from lipschitz.network.affine import AffineMap, Combination
-from lipschitz.network.graph import Graph
+from lipschitz.network.affine import AffineMap, Combination, Linear, Scale
+from lipschitz.network.affine.layout import Expand, Sum
+from lipschitz.network.graph import Graph, Rising, Within
 from lipschitz.relaxation import LineBounds
 
 
@@ -79,6 +80,7 @@ class Term:
         function: A unary function of its parent.
         is_product: The product of its two parents, element by element.
         is_constant: A value of its own for every box.
+        range: Another way to its interval, see :class:`lipschitz.network.graph.Rising`.
     """
 
     parents: tuple[int, ...]
@@ -87,6 +89,7 @@ class Term:
     function: Activation | None = None
     is_product: bool = False
     is_constant: bool = False
+    range: Rising | Within | None = None
 
 
 class Terms:
@@ -102,7 +105,7 @@ class Terms:
         self._slopes: dict[int, int] = {}
         for node in graph.nodes[1:]:
             kind = (node.affine, node.activation, node.is_product)
-            self.terms.append(Term(node.parents, node.shape, *kind))
+            self.terms.append(Term(node.parents, node.shape, *kind, range=node.range))
 
     @property
     def output(self) -> int:
@@ -158,8 +161,12 @@ class Terms:
         return self.add(Term(tuple(parts), shape, Combination((1,) * len(parts), shape)))
 
     def _shares(self, index: int, cotangent: int, depends: list[bool]) -> list[tuple[int, int]]:
-        """What a term's cotangent adds to those of its parents."""
+        """What a term's cotangent adds to those of its parents, or of those before these."""
         term = self.terms[index]
+        closed = self.graph.nodes[index].closed if index < len(self.graph.nodes) else None
+        if closed is not None:
+            form = self._softmax if closed.kind == "softmax" else self._norm
+            return form(index, cotangent, *closed.of)
         if term.affine is not None:
             return [
                 (parent, self.add(Term((cotangent,), adjoint.output_shape, adjoint)))
@@ -179,6 +186,46 @@ class Terms:
                 if depends[parent]
             ]
         return []
+
+    def _softmax(self, index: int, cotangent: int, logits: int) -> list[tuple[int, int]]:
+        """``y (g - <y, g>)``, which reads the value y and none of the steps that lead to it.
+
+        Since y sums to 1 it is ``y_i ((1 - y_i) g_i - sum over j != i of y_j g_j)``, in which
+        nothing cancels where one share is nearly 1, or is 1 because a mask leaves out the others.
+        """
+        shape = self.terms[index].shape
+        one = torch.ones((), device=self.graph.device, dtype=self.graph.dtype)
+        rest = self.add(Term((index,), shape, Scale(-one, one, shape)))
+        own = self._product(rest, cotangent)
+        others = Linear(one - torch.eye(shape[-1]).to(one), None, shape)
+        mixed = self.add(Term((self._product(index, cotangent),), shape, others))
+        return [(logits, self._product(index, self._minus(own, mixed)))]
+
+    def _norm(self, index: int, cotangent: int, values: int, factor: int) -> list[tuple[int, int]]:
+        """``s (g - y mean(y g))`` for ``y = s x``, s one over the root of the mean square of x.
+
+        With eps in the root it is the same: the derivative of s is ``-s^3 x / n``.
+        """
+        size = self.terms[index].shape[-1]
+        mean = self._summed(self._product(index, cotangent), 1 / size)
+        rest = self._minus(cotangent, self._product(index, mean))
+        scale = self._spread(factor, self.terms[index].shape)
+        return [(values, self._product(scale, rest))]
+
+    def _summed(self, index: int, factor: float = 1.0) -> int:
+        """A term summed over its last dimension, and repeated along it."""
+        shape = self.terms[index].shape
+        total = Sum([len(shape) - 1], shape, factor)
+        return self._spread(self.add(Term((index,), total.output_shape, total)), shape)
+
+    def _spread(self, index: int, shape: torch.Size) -> int:
+        """A term repeated along its dimensions of size 1."""
+        before = self.terms[index].shape
+        return index if before == shape else self.add(Term((index,), shape, Expand(before, shape)))
+
+    def _minus(self, first: int, second: int) -> int:
+        shape = self.terms[first].shape
+        return self.add(Term((first, second), shape, Combination((1, -1), shape)))
 
     def _product(self, first: int, second: int) -> int:
         return self.add(Term((first, second), self.terms[first].shape, is_product=True))

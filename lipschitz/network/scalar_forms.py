@@ -93,7 +93,7 @@ class Forms:
             if terms is None:
                 return None
             share, factor, shift = terms
-            return Fold(root, Softplus(), factor, 1.0, shift, math.log(share))
+            return Fold(root, Softplus(threshold=80.0), factor, 1.0, shift, math.log(share))
         if function in (Power(0.5), Power(-0.5)):
             return self._root(parent, function.exponent)
         return None

@@ -19,7 +19,7 @@ from lipschitz.errors import InputError, first_line
 from lipschitz.network.building import Builder
 from lipschitz.network.composed import WRITTEN_MODULES
 from lipschitz.network.formats.exported import ExportedNetwork
-from lipschitz.network.graph import Graph
+from lipschitz.network.graph import Graph, Node
 from lipschitz.network.one_example import OneExampleBuilder
 
 # Modules whose training mode changes what they compute.
@@ -239,7 +239,9 @@ def check_jacobian(graph: Graph, model: nn.Module, num_points: int = 4) -> None:
         ):
             scale_of = float(theirs.abs().max().clamp(min=1e-12))
             error = float((ours - theirs).abs().max()) / scale_of
-            if not error <= tolerance:
+            if not error <= tolerance and not (
+                what == "Jacobian" and _is_rounding(graph, expected, x, rows)
+            ):
                 raise InputError(
                     f"the {what} of the traced graph differs from the network's own by a relative "
                     f"{error:.1e}: the network does something tracing cannot see (a hook, an "
@@ -250,6 +252,25 @@ def check_jacobian(graph: Graph, model: nn.Module, num_points: int = 4) -> None:
             "the network gives no finite numbers at any of some random inputs in [0, 1], where its "
             "graph is compared with it: scale its input so that it does"
         )
+
+
+def _is_rounding(graph: Graph, expected: Tensor, x: Tensor, rows: Tensor) -> bool:
+    """Whether two Jacobians differ by no more than rounding of slopes does.
+
+    Where a softmax is all but decided, autograd's derivative of it is what is left of two numbers
+    that cancel, as if every slope were off by the last place of 1.
+    """
+    unit = torch.finfo(graph.dtype).eps
+
+    def off(node: Node, preact: Tensor) -> Tensor:
+        slope = node.activation.slope(preact)
+        return slope if node.activation.curvatures == (0,) else slope + unit
+
+    with torch.no_grad():
+        values = graph.values(x.detach())
+        ours = graph.pull_back(values, rows)
+        noise = (graph.pull_back(values, rows, off) - ours).abs().amax()
+    return bool((ours - expected).abs().amax() <= 100 * noise)
 
 
 def _own_gradient(model: nn.Module, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lipschitz.errors import InputError
-from lipschitz.network.graph import Graph
+from lipschitz.network.derivative import Term
+from lipschitz.network.graph import Graph, Node
 from lipschitz.rounding import guard
 
 
@@ -68,7 +69,8 @@ def forward_intervals(
         if node.is_product:
             found = product_interval(*inputs)
             margin = unit * torch.maximum(found.lower.abs(), found.upper.abs())
-            bounds.append(Interval(found.lower - margin, found.upper + margin))
+            found = Interval(found.lower - margin, found.upper + margin)
+            bounds.append(narrowed(node, found, bounds))
             rounding.append(torch.zeros_like(found.lower))
             continue
         if node.affine is None:
@@ -83,12 +85,24 @@ def forward_intervals(
         if node.affine.bias is not None:
             terms = terms + node.affine.bias.abs()
         margin = unit * terms
-        bounds.append(Interval(node_lower - margin, node_upper + margin))
+        found = Interval(node_lower - margin, node_upper + margin)
+        bounds.append(narrowed(node, found, bounds))
         # A chain of affine maps is one sum to a backward pass, so its margins add up.
         if any(graph.nodes[p].affine is not None for p in node.parents):
             margin = margin + node.affine.magnitude().linear(*(rounding[p] for p in node.parents))
         rounding.append(margin)
     return ForwardIntervals(bounds, rounding)
+
+
+def narrowed(value: Node | Term, found: Interval, bounds: list[Interval]) -> Interval:
+    """An interval of a value, cut to what is known besides of it.
+
+    Args:
+        value: The node or term.
+        found: Its interval, [B or 1, *shape].
+        bounds: Of all before it.
+    """
+    return found if value.range is None else Interval(*value.range.narrowed(*found, bounds))
 
 
 def slope_intervals(graph: Graph, preacts: dict[int, Interval]) -> dict[int, Interval]:

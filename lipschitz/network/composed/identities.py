@@ -132,7 +132,12 @@ def local_response_norm(write: Writer, module: torch.nn.LocalResponseNorm, x: Br
 
 def _logaddexp(write: Writer, call: Call, input: Any, other: Any) -> Branch:
     """``a + softplus(b - a)``."""
-    return plus(write, call, input, write.function(plus(write, call, other, input, -1), Softplus()))
+    return plus(
+        write,
+        call,
+        input,
+        write.function(plus(write, call, other, input, -1), Softplus(threshold=80.0)),
+    )
 
 
 def _hypot(write: Writer, call: Call, input: Any, other: Any) -> Branch:

@@ -16,6 +16,7 @@ from lipschitz.network.activations import Absolute, Power
 from lipschitz.network.activations.piecewise import Hardtanh
 from lipschitz.network.affine import Branch
 from lipschitz.network.composed.writer import Writer
+from lipschitz.network.graph import Closed, Within
 
 
 def normalised(
@@ -38,7 +39,13 @@ def normalised(
     x = write.centre(x, dims) if centred else x
     mean_square = write.sum(write.square(x), dims, mean=True)
     factor = write.function(mean_square, Power(-0.5, shift=eps, positive=True))
-    return write.product(x, factor)
+    y = write.product(x, factor)
+    if [dim % len(x.shape) for dim in dims] == [len(x.shape) - 1]:
+        # Of n values over the root of their mean square, none is above the root of n.
+        most = math.sqrt(x.shape[-1])
+        closed = Closed("norm", (x.index, factor.index))
+        write.nodes.mark(y, closed=closed, range=Within(-most, most))
+    return y
 
 
 def affine_after(write: Writer, y: Branch, weight: Tensor | None, bias: Tensor | None) -> Branch:

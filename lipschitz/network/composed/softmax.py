@@ -5,10 +5,17 @@
 slope is between 0 and 1, so that bounds stay of the right size on wide boxes. Measured against
 ``1 / (1 + sum exp(z_j - z_i))`` on softmax between two linear layers: where that gave 268 by
 ``alpha``, this gives 2.6; on narrow boxes both meet, this one's excess being half or less.
-Interval arithmetic alone is looser by it on narrow boxes.
+
+Intervals of the sums are computed from both ends of the logits, since they rise in each
+(:class:`lipschitz.network.graph.Rising`), so that those of the shares are exact; and the derivative
+is taken from the shares alone (:class:`lipschitz.network.graph.Closed`). On attention of 8 tokens
+with 4 heads, interval arithmetic of the Jacobian gives 13 so at eps 0.01, 209 without both and 20
+in the other form, where gradients reach 6.4.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +24,10 @@ from lipschitz.network.activations.smooth import Softplus
 from lipschitz.network.affine import Branch, Scale
 from lipschitz.network.affine.layout import Differences
 from lipschitz.network.composed.writer import Writer
+from lipschitz.network.graph import Closed
 
+# torch's own threshold of 20 is a jump of 2e-9; exp(80) is a number in float32 too.
+_SOFTPLUS = Softplus(threshold=80.0)
 # What -inf is replaced by where it is added to logits or filled into them. It marks what softmax
 # leaves out, and nothing overflows, in float32 either.
 MASKED = -2e37
@@ -47,6 +57,7 @@ def softmax(write: Writer, x: Branch, dim: int) -> Branch:
     alone = ~others.any(-1)
     if not bool((counts & ~alone).all()):
         y = write.scale(y, (counts & ~alone).double(), (counts & alone).double())
+    write.nodes.mark(y, closed=Closed("softmax", (x.index,)))
     return write.move(y, -1, dim)
 
 
@@ -70,7 +81,7 @@ def log_softmax(write: Writer, x: Branch, dim: int) -> Branch:
     others = write.apply(Differences(x.shape), x)
     counts = torch.ones(others.shape, dtype=torch.bool)
     total = write.reshape(_log_sum(write, others, counts), x.shape)
-    y = write.scale(write.function(total, Softplus()), -1.0)
+    y = write.scale(write.function(total, _SOFTPLUS), -1.0)
     return write.move(y, -1, dim)
 
 
@@ -78,6 +89,16 @@ def logsumexp(write: Writer, x: Branch, dim: int) -> Branch:
     """``log(sum exp(z))`` over a dimension, which keeps the size 1."""
     x, dim = _last(write, x, dim)
     return write.move(_log_sum(write, x, _counted(write, x)), -1, dim)
+
+
+def _log_add(left: Tensor, right: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """``log(exp(a) + exp(b))`` of what counts of both; of what does not on either side, b."""
+
+    def combine(a: Tensor, b: Tensor) -> Tensor:
+        one, other = left.to(a.device), right.to(a.device)
+        return torch.where(one & other, torch.logaddexp(a, b), torch.where(one, a, b))
+
+    return combine
 
 
 def _last(write: Writer, x: Branch, dim: int) -> tuple[Branch, int]:
@@ -100,13 +121,14 @@ def _log_sum(write: Writer, x: Branch, counts: Tensor) -> Branch:
         half, rest = divmod(x.shape[-1], 2)
         first, second = (write.narrow(x, -1, part * half, half) for part in (0, 1))
         left, right = counts[..., :half], counts[..., half : 2 * half]
-        both = write.function(write.plus(second, first, -1), Softplus())
+        both = write.function(write.plus(second, first, -1), _SOFTPLUS)
         if bool((left & right).all()):
             both = write.plus(first, both)
         else:
             both = write.scale(both, (left & right).double())
             both = write.plus(write.scale(first, left.double()), both)
             both = write.plus(write.scale(second, (~left).double()), both)
+        write.rising(both, _log_add(left, right), first, second, margin=1.0)
         x = write.join([both, write.narrow(x, -1, 2 * half, rest)], -1) if rest else both
         counts = torch.cat([left | right, counts[..., 2 * half :]], -1)
     return x

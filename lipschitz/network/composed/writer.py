@@ -27,6 +27,7 @@ from lipschitz.network.affine import (
     Value,
 )
 from lipschitz.network.affine.layout import Centre, Expand, Permute, Sum
+from lipschitz.network.graph import Rising
 
 
 class Nodes(Protocol):
@@ -50,6 +51,10 @@ class Nodes(Protocol):
 
     def maximum(self, name: str, parent: Branch, windows: Tensor, shape: torch.Size) -> Branch:
         """The largest entry of every window of flat positions."""
+        ...
+
+    def mark(self, branch: Branch, **known: object) -> None:
+        """What is known besides of a branch's node, which has just been added."""
         ...
 
     def call_module(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -248,13 +253,21 @@ class Writer:
         """``max(a, b) = b + relu(a - b)``."""
         first, second = self.together(first, second)
         excess = self.function(self.plus(first, second, -1), PiecewiseLinear())
-        return self.plus(second, excess)
+        return self.rising(self.plus(second, excess), torch.maximum, first, second)
 
     def smallest(self, first: Branch, second: Branch) -> Branch:
         """``min(a, b) = b - relu(b - a)``."""
         first, second = self.together(first, second)
         excess = self.function(self.plus(second, first, -1), PiecewiseLinear())
-        return self.plus(second, excess, -1)
+        return self.rising(self.plus(second, excess, -1), torch.minimum, first, second)
+
+    def rising(
+        self, x: Branch, function: Callable[..., Tensor], *of: Branch, margin: float = 0.0
+    ) -> Branch:
+        """A value that has just been added and is a function of others that falls in none."""
+        parents = tuple(part.index for part in of)
+        self.nodes.mark(x, range=Rising(parents, function, margin))
+        return x
 
     def extreme(self, x: Branch, dims: Sequence[int], *, keep: bool, sign: int = 1) -> Branch:
         """The largest (1) or smallest (-1) entry over dimensions."""

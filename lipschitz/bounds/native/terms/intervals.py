@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.interval import Interval, intersect, product_interval
+from lipschitz.bounds.native.interval import Interval, intersect, narrowed, product_interval
 from lipschitz.bounds.native.memory.budget import take
 from lipschitz.network.derivative import Term, Terms
 from lipschitz.relaxation import LineBounds
@@ -62,6 +62,7 @@ def term_intervals(
     bounds, rounding = [Interval(lower, upper)], [torch.zeros_like(lower)]
     for index, term in enumerate(terms.terms[1:], start=1):
         found, margin = image(term, [bounds[p] for p in term.parents], constants.get(index))
+        found = narrowed(term, found, bounds)
         bounds.append(intersect(found, known[index]) if index in known else found)
         rounding.append(added_up(terms, term, found, margin, rounding))
     return TermIntervals(bounds, rounding)

@@ -37,7 +37,7 @@ def gradient_intervals(graph: Graph, lower: Tensor, upper: Tensor, rows: Tensor)
     Raises:
         InputError: A function's argument may reach where it is not defined.
     """
-    if not graph.product_nodes:
+    if not graph.product_nodes and all(node.closed is None for node in graph.nodes):
         forward = forward_intervals(graph, lower, upper)
         preacts = {i: forward.bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
         return jacobian_interval(graph, rows, slope_intervals(graph, preacts))
