@@ -22,6 +22,7 @@ An HTML comment on the line before a block changes this; several may follow each
   is compiled; nothing runs.
 - `<!-- exit 2: a mistake in one line -->` each command of the block must return this code.
 - `<!-- needs: onnx, pandas -->` left out where one of these packages is missing.
+- `<!-- file: pendulum.py -->` the block is written to this file of the folder, not run.
 
 What lies in a page's folder when it begins: `mynet.py` with `make(hidden=6)`, four inputs and three
 classes, its weights `weights.pth`, the same network as `net.onnx` (where onnx is installed),
@@ -73,7 +74,7 @@ TAKEN_FOR_GRANTED = {"mkdir", "cd", "ls", "cat", "head", "tail", "git"}
 _COMMAND = re.compile(
     r"^(?:\$ )?(?:python |pip |lipschitz(?:-train)? |(?:\./|experiments/)\w+\.sh\b).*", re.MULTILINE
 )
-_MARKER = re.compile(r"\s*<!--\s*(parse only|exit \d+|needs):\s*(.+?)\s*-->\s*")
+_MARKER = re.compile(r"\s*<!--\s*(parse only|exit \d+|needs|file):\s*(.+?)\s*-->\s*")
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,9 @@ def run_page(page: str, name: str) -> list[str]:
         try:
             if block.language == "python":
                 code = compile("\n" * block.line + block.text, name, "exec")
-                if not parse_only:
+                if "file" in block.markers:
+                    Path(block.markers["file"]).write_text(block.text)
+                elif not parse_only:
                     exec(code, namespace)
             elif block.language in ("bash", "console"):
                 for words in commands(block):
@@ -382,6 +385,16 @@ def test_blocks_share_a_namespace_and_a_folder(folder, capfd):
     )
     assert run_page(page, "page.md") == []
     assert (folder / "x.txt").read_text() == "3"
+
+
+def test_block_of_a_file_is_written_and_not_run(folder, capfd):
+    page = (
+        f"<!-- file: written.py -->\n{FENCE}python\nnumber = 7\n"
+        f"assert __name__ == 'written'\n{FENCE}\n"
+        f"{FENCE}python\nfrom written import number\nassert number == 7\n{FENCE}\n"
+    )
+    assert run_page(page, "page.md") == []
+    assert "number = 7" in (folder / "written.py").read_text()
 
 
 def test_commands_run_with_continued_lines_and_output(folder, capfd):
