@@ -11,8 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.native.interval import Interval, forward_intervals
 from lipschitz.bounds.native.terms.jacobian import gradient_intervals
+from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
+
+# What rounding in float64 may do to an entry of a gradient, as a share of its largest one. A
+# choice, many times the unit of 1e-16, since sums of a deep network cancel.
+_ROUNDING = 1e-9
 
 
 @torch.no_grad()
@@ -42,7 +48,35 @@ def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor
 
     computed = measure(matrices(problem.graph.gradients(points, directions)))[:, 0]
     points, directions = points.double(), directions.double()
-    entries = gradient_intervals(graph, points, points, directions)
+    entries = _entries(graph, points, directions)
     norms = measure.at_least(*(matrices(end) for end in entries))[:, 0]
     norms = torch.minimum(norms.to(computed), computed)
     return norms.nan_to_num(-torch.inf, posinf=-torch.inf)
+
+
+def _entries(graph: Graph, points: Tensor, directions: Tensor) -> Interval:
+    """Intervals of the gradients at points [B, *input_shape] that allow for open kinks."""
+    if not graph.product_nodes:
+        return gradient_intervals(graph, points, points, directions)
+    gradients = graph.gradients(points, directions)
+    margin = _ROUNDING * gradients.flatten(1).abs().amax(1)
+    margin = margin.reshape(-1, *[1] * (gradients.dim() - 1))
+    lower, upper = gradients - margin, gradients + margin
+    open_ = _at_kinks(graph, points)
+    if bool(open_.any()):
+        chosen = points[open_]
+        lower[open_], upper[open_] = gradient_intervals(graph, chosen, chosen, directions[open_])
+    return Interval(lower, upper)
+
+
+def _at_kinks(graph: Graph, points: Tensor) -> Tensor:
+    """At which points some pre-activation may be at a kink of its activation, [B]."""
+    found = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    bounds = forward_intervals(graph, points, points).bounds
+    for index in graph.activation_nodes:
+        node = graph.nodes[index]
+        lower, upper = (end.flatten(1) for end in bounds[node.parents[0]])
+        for kink in node.activation.kinks:
+            # An interval that is not a number may hold it.
+            found |= ~((kink < lower) | (upper < kink)).all(1)
+    return found

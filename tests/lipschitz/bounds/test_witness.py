@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import CASES
 from oracles import jacobians, points_in_box
+from products import network
 from torch import nn
 
 from lipschitz.bounds.true_gradients import sample_gradients
@@ -66,3 +67,33 @@ def test_float32_norms_are_those_of_both_precisions():
     for m, p in ((model, points), (CASES[1].model(), points.double())):
         true = jacobians(m, p)[:, 0].abs().sum(1)
         assert (norms <= true * (1 + 1e-6)).all()
+
+
+def test_rounding_does_not_hide_gradients_of_deep_products():
+    """By intervals at the point, two layers of attention left nothing of this gradient."""
+    module, x = network("encoder")
+    graph = build_graph(module, x.shape[1:])
+    problem = make_problem(graph, x[0], 0.01, classes=[0])
+    rows = torch.zeros(len(x), dtype=torch.long)
+    gradients = graph.gradients(x, problem.rows.expand(len(x), -1))
+    true = gradients.abs().flatten(1).sum(1)
+    found = witness_norms(problem, x, rows)
+    assert (found <= true).all()
+    assert (found >= true * (1 - 1e-6)).all()
+
+
+class _Kinked(nn.Module):
+    """``y (relu(z) - relu(-z))`` is ``y z``, with a kink that is none at z = 0."""
+
+    def forward(self, x):
+        z = x[:, :1] - x[:, 1:2]
+        return x[:, 2:] * (torch.relu(z) - torch.relu(-z))
+
+
+def test_kinks_beside_products_stay_open():
+    graph = build_graph(_Kinked().eval(), (3,)).double
+    point = torch.tensor([[0.5, 0.5, 2.0], [0.6, 0.5, 2.0]], dtype=torch.float64)
+    problem = make_problem(graph, point[0], 0.1)
+    found = witness_norms(problem, point, torch.zeros(2, dtype=torch.long))
+    assert float(found[0]) <= 1e-6  # at the kink slopes from 0 to 2 are possible
+    assert float(found[1]) == pytest.approx(2 + 2 + 0.1, rel=1e-6)

@@ -42,6 +42,7 @@ def upper_bound(
         [B, K].
     """
     terms, shares = relaxations.terms.terms, shares or {}
+    is_fixed = not shares and record is None  # then weights are the same for every row
     pending: dict[int, Tensor] = {start: coefficients}
     constant = coefficients.new_zeros(coefficients.shape[:2])
     magnitude = constant
@@ -54,11 +55,16 @@ def upper_bound(
         rows = pending.pop(index, None)
         if rows is None:
             continue
-        term = terms[index]
-        if term.is_constant:
+        term, parents = terms[index], terms[index].parents
+        contraction = relaxations.contractions.get(index)
+        if contraction is not None and is_fixed:
+            parents = contraction.sources
+            *contributions, value, size = relaxations.contraction(index, rows)
+            gained(value, size)
+        elif term.is_constant:
             value = rows * constants[index].unsqueeze(1)
             gained(_sum(value), _sum(value.abs()))
-            contributions: tuple[Tensor, ...] = ()
+            contributions = []
         elif term.is_product:
             if record is not None:
                 record[index] = rows
@@ -67,13 +73,13 @@ def upper_bound(
         elif term.function is not None:
             new, value, size = relaxations.unary(index, rows, shares)
             gained(value, size)
-            contributions = (new,)
+            contributions = [new]
         else:
             if term.affine.bias is not None:
                 value = rows * term.affine.bias
                 gained(_sum(value), _sum(value.abs()))
             contributions = _adjoint(term, rows)
-        for parent, new in zip(term.parents, contributions, strict=True):
+        for parent, new in zip(parents, contributions, strict=True):
             pending[parent] = pending[parent] + new if parent in pending else new
     if 0 in pending:
         if record is not None:

@@ -116,8 +116,11 @@ class LinearBounds:
         batch, rows = coefficients.shape[:2]
         terms = self.relaxations.terms.terms
         copies = _COPIES if search.steps else _PLAIN_COPIES
-        numbers = sum(terms[i].shape.numel() for i in self._free if i <= start)
-        numbers += terms[0].shape.numel()
+        is_fixed = not search.steps and not search.corners
+        contractions = self.relaxations.contractions.values() if is_fixed else ()
+        left_out = {contraction.product for contraction in contractions}
+        formed = (i for i in self._free if i <= start and i not in left_out)
+        numbers = sum(terms[i].shape.numel() for i in formed) + terms[0].shape.numel()
         fit = max(1, _BUDGETS * self.budget // (copies * numbers * coefficients.element_size()))
         box_step, row_step = max(1, min(batch, fit // rows)), max(1, min(rows, fit))
         if box_step == batch and row_step == rows:
