@@ -244,8 +244,7 @@ def restricted(problem: LocalProblem, active: Sequence[int]) -> LocalProblem:
         Node("input", (1,), like.shape, Reshape(torch.Size([like.numel()]), like.shape)),
     ]
     for node in graph.nodes[1:]:
-        parents = tuple(parent + _LAST_OF_EMBEDDING for parent in node.parents)
-        nodes.append(replace(node, parents=parents))
+        nodes.append(node.renumbered(lambda index: index + _LAST_OF_EMBEDDING))
     centre, lower, upper = (
         end.flatten()[list(active)] for end in (like, problem.lower, problem.upper)
     )

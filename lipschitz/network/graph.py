@@ -121,6 +121,16 @@ class Node:
     range: Rising | Within | None = None
     closed: Closed | None = None
 
+    def renumbered(self, place: Callable[[int], int]) -> Node:
+        """The same node where others have other indices, which ``place`` gives."""
+        known, closed = self.range, self.closed
+        if known is not None:
+            known = replace(known, parents=tuple(place(p) for p in known.parents))
+        if closed is not None:
+            closed = replace(closed, of=tuple(place(p) for p in closed.of))
+        parents = tuple(place(p) for p in self.parents)
+        return replace(self, parents=parents, range=known, closed=closed)
+
 
 class Graph:
     """A feed-forward network in topological order; node 0 is the input, the last the output.

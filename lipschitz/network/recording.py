@@ -45,17 +45,7 @@ class Recording:
             if index in live:
                 live.update(self.nodes[index].parents)
         place = {old: new for new, old in enumerate(sorted(live))}
-        found = []
-        for old in place:
-            node = self.nodes[old]
-            known, closed = node.range, node.closed
-            if known is not None:
-                known = replace(known, parents=tuple(place[p] for p in known.parents))
-            if closed is not None:
-                closed = replace(closed, of=tuple(place[p] for p in closed.of))
-            parents = tuple(place[p] for p in node.parents)
-            found.append(replace(node, parents=parents, range=known, closed=closed))
-        return found
+        return [self.nodes[old].renumbered(place.__getitem__) for old in place]
 
     def mark(self, branch: Branch, **known: object) -> None:
         """Note what is known besides of a node that has just been recorded."""

@@ -431,7 +431,10 @@ class SineDerivative(Derivative):
         self, slope: Tensor, lower: Tensor, upper: Tensor, side: int
     ) -> tuple[Tensor, Tensor]:
         """There is none: the sine has lines of least area only."""
-        raise NotImplementedError("lines of any slope around the sine")
+        raise NotImplementedError(
+            f"{self.name} has no lines of any slope, which this method needs: use method crown, "
+            "alpha, joint or ibp"
+        )
 
 
 def cosine() -> Activation:

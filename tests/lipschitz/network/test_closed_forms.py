@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import hessian, vmap
 
+from lipschitz.applications.signs import restricted
 from lipschitz.bounds.native.interval import forward_intervals
 from lipschitz.bounds.native.terms.jacobian import gradient_intervals
 from lipschitz.network.derivative import Terms
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph
+from lipschitz.problem import make_problem
 
 
 class Calls(nn.Module):
@@ -162,6 +164,20 @@ def test_softmax_of_logits_of_ten_thousand_is_read(dtype):
         bounds = gradient_intervals(graph, x - eps, x + eps, rows)
         assert bounds.upper.isfinite().all()
         assert bounds.lower.isfinite().all()
+
+
+@every_function
+def test_nodes_with_other_indices_keep_what_is_known(name):
+    """As where a network is put after another map, which signs of derivatives do."""
+    _, graph, x = made(name)
+    inputs = list(range(graph.input_shape.numel()))
+    problem = make_problem(graph, x[0], 0.05)
+    few = restricted(problem, inputs)
+    rows = torch.eye(graph.num_outputs, dtype=x.dtype)[:2]
+    ours = gradient_intervals(few.graph, few.lower[None], few.upper[None], rows)
+    expected = gradient_intervals(graph, problem.lower[None], problem.upper[None], rows)
+    torch.testing.assert_close(ours.upper, expected.upper.flatten(1))
+    torch.testing.assert_close(ours.lower, expected.lower.flatten(1))
 
 
 def test_a_wrong_closed_form_is_found_out(monkeypatch):
