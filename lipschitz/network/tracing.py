@@ -7,7 +7,7 @@ shapes, and the trace becomes a graph in :mod:`lipschitz.network.building`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -57,14 +57,41 @@ def build_graph(model: nn.Module, input_shape: Sequence[int]) -> Graph:
     sample = sample.to(device=device, dtype=dtype)
     _check_output(model, sample)
     try:
-        graph = Builder(_trace(model, sample), sample).build()
+        return _read(model, sample, _trace)
+    except AttributeError as error:
+        # What stands for a tensor while torch.fx traces is none, nor a tuple: code that asks goes
+        # another way than it does with tensors.
+        try:
+            return _read(model, sample, _export)
+        except NotImplementedError:
+            raise
+        except RuntimeError:
+            raise NotImplementedError(
+                f"{type(model).__name__} cannot be traced by torch.fx ({first_line(error)}): its "
+                "forward must not depend on what kind of values it gets"
+            ) from error
+
+
+_Tracer = Callable[[nn.Module, Tensor], fx.GraphModule]
+
+
+def _read(model: nn.Module, sample: Tensor, trace: _Tracer) -> Graph:
+    """The graph by one way of tracing, compared with the network.
+
+    Raises:
+        InputError, NotImplementedError: As :func:`build_graph`.
+    """
+    try:
+        graph = Builder(trace(model, sample), sample).build()
     except NotImplementedError as error:
-        return _of_one_example(model, sample[:1], error)
+        return _of_one_example(model, sample[:1], trace, error)
     check_jacobian(graph, model)
     return graph
 
 
-def _of_one_example(model: nn.Module, example: Tensor, reason: NotImplementedError) -> Graph:
+def _of_one_example(
+    model: nn.Module, example: Tensor, trace: _Tracer, reason: NotImplementedError
+) -> Graph:
     """The graph of a network whose code does not keep the batch first, from one example.
 
     Raises:
@@ -74,7 +101,7 @@ def _of_one_example(model: nn.Module, example: Tensor, reason: NotImplementedErr
         raise reason
     try:
         alone = getattr(model, "one_example", model)
-        graph = OneExampleBuilder(_trace(alone, example), example).build()
+        graph = OneExampleBuilder(trace(alone, example), example).build()
         check_jacobian(graph, model)
     except NotImplementedError as error:
         is_clearer = _is_about_batch(reason) and not _is_about_batch(error)
@@ -187,14 +214,26 @@ def _trace(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     except Exception as error:  # torch.fx raises many kinds; all mean the same to a user
         reason = error
     try:
-        # torch.export prints what it was doing when it fails.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), _plain_attention():
-            return torch.export.export(model, (sample,), strict=False).module()
-    except Exception:  # torch.export too; the reason of torch.fx is the shorter one
+        return _export(model, sample)
+    except RuntimeError:  # the reason of torch.fx is the shorter one
         raise NotImplementedError(
             f"{type(model).__name__} cannot be traced by torch.fx ({first_line(reason)}): its "
             "forward must not depend on the values of its input"
         ) from reason
+
+
+def _export(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """The calls that the module makes on tensors of the sample's shape.
+
+    Raises:
+        RuntimeError: They depend on its values.
+    """
+    try:
+        # torch.export prints what it was doing when it fails.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), _plain_attention():
+            return torch.export.export(model, (sample,), strict=False).module()
+    except Exception as error:  # torch.export raises many kinds
+        raise RuntimeError(first_line(error)) from error
 
 
 @contextmanager

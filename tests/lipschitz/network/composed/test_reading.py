@@ -271,6 +271,23 @@ def test_what_is_not_covered_says_why():
         build_graph(Masked().eval(), (3, 4))
 
 
+def test_code_that_asks_for_the_kind_of_its_values():
+    """While torch.fx traces, a tuple is none."""
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(4, 3, batch_first=True)
+
+        def forward(self, x):
+            state = self.layer(x)[1]
+            state = state[0] if isinstance(state, tuple) else state
+            return state.squeeze(0)
+
+    module, x = Asks().double().eval(), torch.rand(3, 2, 4, dtype=torch.float64)
+    check(build_graph(module, (2, 4)), module, x)
+
+
 def test_a_mask_that_depends_on_the_input_is_added():
     def attend(x):
         return F.scaled_dot_product_attention(x, x, x, attn_mask=x @ x.mT)
