@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipschitz.bounds.native.interval import Interval, intersect, product_interval
+from lipschitz.bounds.native.interval import Interval, intersect, narrowed, product_interval
 from lipschitz.bounds.native.terms.intervals import TermIntervals, added_up, image
 from lipschitz.network.derivative import Step, Term, Terms
 from lipschitz.norms import Measure
@@ -101,7 +101,7 @@ def forward_forms(
             lines.get(index),
             constants.get(index),
         )
-        found = intersect(found, form.interval())
+        found = narrowed(term, intersect(found, form.interval()), bounds)
         bounds.append(intersect(found, known[index]) if index in known else found)
         rounding.append(added_up(terms, term, found, margin, rounding))
         for done in {*term.parents, index}:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.interval import Interval, check_domains, intersect
+from lipschitz.bounds.native.interval import Interval, check_domains, intersect, narrowed
 from lipschitz.bounds.native.plan import Exactness
 from lipschitz.bounds.native.terms.intervals import TermIntervals, added_up, image
 from lipschitz.bounds.native.terms.linear import ONE_PASS, LinearBounds, PlaneSearch
@@ -80,6 +80,7 @@ class Narrowing:
                 check_domains(terms.graph, {index: inputs[0]})
             bounds, margin = image(term, inputs, constants.get(index))
             found.rounding.append(added_up(terms, term, bounds, margin, found.rounding))
+            bounds = narrowed(term, bounds, found.bounds)
             bounds = intersect(bounds, known[index]) if index in known else bounds
             found.bounds.append(bounds)
             if index not in self.readers:
