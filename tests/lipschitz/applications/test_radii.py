@@ -3,12 +3,14 @@
 import pytest
 import torch
 from cases import CASES, mlp
+from curved import curved_model
 from oracles import jacobians
 from torch import nn
 
 from lipschitz import BranchOptions, CertifyOptions, Prepared, certified_radius, make_problem
 from lipschitz.applications import radii as certify
 from lipschitz.applications.radii import certify_example, margins_at
+from lipschitz.bounds.native import alpha
 from lipschitz.errors import InputError
 from lipschitz.network.tracing import build_graph
 
@@ -212,3 +214,22 @@ def test_what_is_wrong_is_said():
 def test_nonsense_options_are_refused_when_they_are_made(given, words):
     with pytest.raises(InputError, match=words):
         CertifyOptions(**given)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("tanh", "inf"), ("gelu", "2")])
+def test_planes_reach_further_on_curved_networks(name, norm, monkeypatch):
+    """Radii by planes are larger than by chords, those of a search too; no attack succeeds."""
+    model = curved_model(name)
+    x = torch.linspace(-0.8, 0.9, 3, dtype=torch.float64)
+    label, options = int(model(x[None]).argmax()), CertifyOptions(precision=0.1, most=3)
+
+    def radius(**given):
+        return certified_radius(model, x, label, norm=norm, options=options, **given).radius
+
+    with_planes, searched = radius(), radius(branching=BranchOptions(timeout=5, tolerance=1e-2))
+    with monkeypatch.context() as patch:
+        patch.setattr(alpha, "with_planes", lambda problem, root, **options: root)
+        by_chords = radius()
+    assert with_planes >= by_chords * 1.03
+    assert searched >= by_chords * 1.03
+    assert not is_flipped(model, x, label, norm, max(with_planes, searched))

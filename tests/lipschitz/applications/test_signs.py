@@ -223,3 +223,29 @@ def test_the_timeout_is_kept():
     begin = time.perf_counter()
     entry_signs(problem, [0, 1], limits=SignLimits(timeout=0.2))
     assert time.perf_counter() - begin < 60  # to the end it would take hours
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_boxes_decide_signs_on_curved_networks(dtype, monkeypatch):
+    """A search by neurons leaves some of these undecided; true gradients contradict none."""
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2)
+    model = nn.Sequential(*layers).to(dtype).eval()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(2)
+    problem = box_problem(build_graph(model, (6,)), torch.full((6,), 0.1, dtype=dtype), 0.3)
+    signs = entry_signs(problem, range(6), limits=SignLimits(timeout=5.0))
+    assert all(sign.verdict != "undecided" for sign in signs)
+    certain, points = (
+        copy.deepcopy(model).double(),
+        points_in_box(problem.lower, problem.upper, 300),
+    )
+    exact = [
+        replace(sign, positive=as_double(sign.positive), negative=as_double(sign.negative))
+        for sign in signs
+    ]
+    assert not contradictions(certain, problem, exact, points.double())
+    monkeypatch.setattr(entry_signs_module, "_are_carried_forward", lambda *arguments: False)
+    by_neurons = entry_signs(problem, range(6), limits=SignLimits(timeout=0.2))
+    assert any(sign.verdict == "undecided" for sign in by_neurons)
