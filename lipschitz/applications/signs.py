@@ -29,7 +29,6 @@ from lipschitz.applications.jacobian_intervals import (
 )
 from lipschitz.applications.sign_search import SignAnswer, SignLimits, is_ever_positive
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.backward.path_sums import PathSums
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.plan import unit_rows
 from lipschitz.bounds.native.plane_rows import ProblemPlanes
@@ -40,7 +39,12 @@ from lipschitz.network.affine import Linear, Reshape
 from lipschitz.network.graph import Graph, Node
 from lipschitz.problem import LocalProblem
 from lipschitz.search.boxes_first import can_cut_first
-from lipschitz.search.engines.functionals import FunctionalBisection, Functionals, FunctionalSearch
+from lipschitz.search.engines.functionals import (
+    FunctionalBisection,
+    Functionals,
+    FunctionalSearch,
+    path_sums,
+)
 
 INCREASING, DECREASING, CONSTANT = "increasing", "decreasing", "constant"
 NEITHER, UNDECIDED = "neither", "undecided"
@@ -163,6 +167,7 @@ def entry_signs(
         end.flatten(1) for end in checked(narrowed(certified_entries(inner, root), planes))
     )
     root = replace(root, norm=replace(root.norm, entries=narrowed(root.norm.entries, planes)))
+    by_boxes = few or bool(inner.graph.product_nodes)
     answers: dict[_Query, SignAnswer] = {}
     for f, row in asked:
         answers[row, place[f], 1] = SignAnswer(float(upper[row, place[f]]), None, 0)
@@ -171,7 +176,7 @@ def entry_signs(
     seconds: Counter[tuple[int, int]] = Counter()
     shared = time.perf_counter() - begin
     if limits.timeout > 0:
-        shared += _search(inner, root, answers, limits, clock, few, seconds)
+        shared += _search(inner, root, answers, limits, clock, by_boxes, seconds)
 
     def point(answer: SignAnswer) -> Tensor | None:
         """The witness among the inputs of the network."""
@@ -281,7 +286,7 @@ def _sample(problem: LocalProblem, answers: dict[_Query, SignAnswer], clock: Clo
     fractions = torch.cat([fractions, fractions.round(), along]).to(problem.centre)
     points = problem.lower + fractions * (problem.upper - problem.lower)
     points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
-    sums = PathSums(problem.graph.double)
+    sums = path_sums(problem.graph.double)
     open_ = [query for query, answer in answers.items() if answer.upper_bound > 0]
     for query in clock.in_time(open_):
         functional = Functionals.of_entries(problem, [query])
@@ -298,7 +303,7 @@ def _search(
     answers: dict[_Query, SignAnswer],
     limits: SignLimits,
     clock: Clock,
-    few: bool,
+    by_boxes: bool,
     seconds: Counter[tuple[int, int]],
 ) -> float:
     """Branch and bound on what is open; returns the seconds that all questions share."""
@@ -311,7 +316,7 @@ def _search(
     with torch.no_grad():
         search = (
             FunctionalBisection(functionals, clock=clock)
-            if few
+            if by_boxes
             else FunctionalSearch(functionals, functionals.spread(root, rows), clock=clock)
         )
     shared = time.perf_counter() - begin

@@ -48,14 +48,23 @@ def witness_norms(problem: LocalProblem, points: Tensor, rows: Tensor) -> Tensor
 
     computed = measure(matrices(problem.graph.gradients(points, directions)))[:, 0]
     points, directions = points.double(), directions.double()
-    entries = _entries(graph, points, directions)
+    entries = true_entries(graph, points, directions)
     norms = measure.at_least(*(matrices(end) for end in entries))[:, 0]
     norms = torch.minimum(norms.to(computed), computed)
     return norms.nan_to_num(-torch.inf, posinf=-torch.inf)
 
 
-def _entries(graph: Graph, points: Tensor, directions: Tensor) -> Interval:
-    """Intervals of the gradients at points [B, *input_shape] that allow for open kinks."""
+def true_entries(graph: Graph, points: Tensor, directions: Tensor) -> Interval:
+    """Intervals of the gradients at points that allow for open kinks.
+
+    Args:
+        graph: The network, in float64.
+        points: [B, *input_shape].
+        directions: Output directions, [B, C].
+
+    Returns:
+        [B, *input_shape].
+    """
     if not graph.product_nodes:
         return gradient_intervals(graph, points, points, directions)
     gradients = graph.gradients(points, directions)

@@ -30,12 +30,20 @@ from lipschitz.bounds.native.interval import (
     slope_intervals,
 )
 from lipschitz.bounds.native.root import RootBounds
+from lipschitz.bounds.witness import true_entries
+from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
+from lipschitz.rounding import guard
 from lipschitz.search.engines.inputs import Boxes, InputSearch, in_precision_of_boxes
 from lipschitz.search.engines.neurons import NeuronSearch
 from lipschitz.search.heuristics import Chooser, chooser
 from lipschitz.search.subdomain_bounds.cheap import VectorBound, vector_bound
 from lipschitz.search.subdomains import Subdomains
+
+
+def path_sums(graph: Graph) -> PathSums | None:
+    """The path sums of a graph; None where it has products, whose signs are not followed."""
+    return None if graph.product_nodes else PathSums(graph)
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Functionals:
 
     def upper_bound(
         self,
-        sums: PathSums,
+        sums: PathSums | None,
         rows: Tensor,
         slopes: dict[int, Interval],
         cotangents: dict[int, Interval],
@@ -99,7 +107,7 @@ class Functionals:
         """Certified upper bound of each subdomain's functional.
 
         Args:
-            sums: Path sums of the graph.
+            sums: Path sums of the graph; None where it has products.
             rows: Functional of each subdomain, [B].
             slopes: Slope interval by activation node, [B, *shape].
             cotangents: Interval of g by activation node, [B, *shape].
@@ -113,11 +121,14 @@ class Functionals:
         best = (weights.clamp(min=0) * entries.upper + weights.clamp(max=0) * entries.lower).sum(1)
         if other is not None:
             best = torch.minimum(best, torch.where(other.isnan(), best, other))
+        if sums is None:
+            size = torch.maximum(entries.lower.abs(), entries.upper.abs())
+            return best + guard(best.dtype) * (weights.abs() * size).sum(1)
         reach = sums(self.problem.rows[rows], slopes, cotangents).each(lambda t: t.flatten(1))
         return reach.dot(weights).enclose(Interval(best, best)).upper
 
     @torch.no_grad()
-    def values(self, sums: PathSums, points: Tensor, rows: Tensor) -> Tensor:
+    def values(self, sums: PathSums | None, points: Tensor, rows: Tensor) -> Tensor:
         """What the functional is at least at points, whatever rounding may have done.
 
         As in :mod:`lipschitz.bounds.witness`: in float64, from interval arithmetic at the point,
@@ -125,15 +136,19 @@ class Functionals:
         gradient is.
 
         Args:
-            sums: Path sums of the graph in float64.
+            sums: Path sums of the graph in float64; None where it has products.
             points: Points of the box, [B, *input_shape].
             rows: Functional of each, [B].
 
         Returns:
             [B]; minus infinity where it is not a number.
         """
-        graph, directions = sums.graph, self.problem.rows[rows].double()
+        graph, directions = self.problem.graph.double, self.problem.rows[rows].double()
         weights, points = self.weights[rows].double(), points.double()
+        if sums is None:
+            lower, upper = (end.flatten(1) for end in true_entries(graph, points, directions))
+            found = (weights.clamp(min=0) * lower + weights.clamp(max=0) * upper).sum(1)
+            return found.nan_to_num(-torch.inf, posinf=-torch.inf)
         bounds = forward_intervals(graph, points, points).bounds
         preacts = {i: bounds[graph.nodes[i].parents[0]] for i in graph.activation_nodes}
         slopes = slope_intervals(graph, preacts)
@@ -220,8 +235,7 @@ class FunctionalBisection(InputSearch):
         asked = functionals.problem
         problem = in_precision_of_boxes(asked)
         self.functionals = Functionals(problem, functionals.weights.to(problem.rows))
-        self.sums = PathSums(problem.graph)
-        self.double_sums = PathSums(asked.graph.double)
+        self.sums, self.double_sums = path_sums(problem.graph), path_sums(asked.graph.double)
         super().__init__(asked, memory_budget=memory_budget, clock=clock)
 
     def end_with(self, clock: Clock) -> None:
