@@ -100,7 +100,7 @@ def build_parser() -> Parser:
     how.add_argument("--method", default="crown", help=_method_help())
     how.add_argument("--engine", help="auto_lirpa or native (default: the method's first)")
     how.add_argument(
-        "--no-optimize", action="store_true", help="crown: leave the slopes as they are"
+        "--no-optimize", action="store_true", help="leave slopes and planes as they are"
     )
     how.add_argument("--ob-iteration", type=int, default=20, help="slope steps (default 20)")
     how.add_argument("--ob-lr", type=float, default=0.5, help="their length (default 0.5)")

@@ -25,10 +25,7 @@ from torch import Tensor, nn
 from benchmarks import tables
 from benchmarks.pasado import LINES, Pasado, load_pasado
 from benchmarks.sigmoid_files import Layers, flat_images, numbers, sigmoid_mlp, stored_layers
-from lipschitz import BranchOptions, Prepared, build_graph, make_problem
-from lipschitz.bounds.native.crown import native_crown
-from lipschitz.bounds.native.joint import with_planes
-from lipschitz.bounds.native.terms.linear import PlaneSearch
+from lipschitz import BranchOptions, MethodOptions, Prepared, build_graph, make_problem
 from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
@@ -57,23 +54,12 @@ def truth(model: nn.Module, eps: float) -> float:
     return float(slopes.detach().abs().max())
 
 
-def _named(method: str) -> Callable[[Graph], Callable[[LocalProblem], float]]:
+def _named(method: str, **options: bool) -> Callable[[Graph], Callable[[LocalProblem], float]]:
     def prepare(graph: Graph) -> Callable[[LocalProblem], float]:
-        prepared = Prepared(graph, method=method, engine="native")
+        prepared = Prepared(graph, method=method, engine="native", options=MethodOptions(**options))
         return lambda problem: float(prepared.upper_bounds(problem).max())
 
     return prepare
-
-
-def _without_steps(graph: Graph) -> Callable[[LocalProblem], float]:
-    """Planes as they are at first, from bounds by chords."""
-    search = PlaneSearch(steps=0)
-
-    def bound(problem: LocalProblem) -> float:
-        found = with_planes(problem, native_crown(problem), search=search)
-        return float(found.class_upper_bounds.max())
-
-    return bound
 
 
 def _search(graph: Graph) -> Callable[[LocalProblem], float]:
@@ -84,7 +70,7 @@ def _search(graph: Graph) -> Callable[[LocalProblem], float]:
 # Name -> from a network to what bounds a box. Upper bounds alone; only the search needs both sides.
 METHODS = {
     "crown": _named("crown"),
-    "joint, no steps": _without_steps,
+    "joint, no steps": _named("joint", optimize=False),
     "joint": _named("joint"),
     "alpha": _named("alpha"),
     "bab": _search,

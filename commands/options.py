@@ -68,9 +68,15 @@ USES = (
     ),
     Use(
         ("no_optimize",),
-        lambda args: args.mono or args.bab or args.curvature or _optimises_by_engine_a(args),
-        "--bab, --mono, --curvature, and --method crown on --engine auto_lirpa, which optimise "
-        "slopes; --method alpha without optimisation is --method crown --engine native",
+        lambda args: (
+            args.mono
+            or args.bab
+            or args.curvature
+            or args.method == "joint"
+            or _optimises_by_engine_a(args)
+        ),
+        "--bab, --mono, --curvature, --method joint, and --method crown on --engine auto_lirpa, "
+        "which optimise; --method alpha without it is --method crown --engine native",
     ),
     Use(
         ("ob_iteration", "ob_lr"),

@@ -38,8 +38,8 @@ def settings_of(
     for name, tensor in network.model.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
-    optimized = args.method == "crown" and not args.no_optimize
-    by_steps = optimized and not args.curvature
+    optimized = args.method in ("crown", "joint") and not args.no_optimize
+    by_steps = optimized and args.method == "crown" and not args.curvature
     return {
         "data": source,
         "model": network.spec.name,

@@ -133,12 +133,12 @@ def _joint_native(graph: Graph, options: MethodOptions) -> Bounder:
     def bound(problem: LocalProblem) -> Outcome:
         clock = _clock(options)
         budget = options.memory_budget
+        search = PlaneSearch() if options.optimize else PlaneSearch(steps=0)
         if graph.product_nodes:
-            search = PlaneSearch()
             found = product_bounds(problem, search=search, memory_budget=budget, clock=clock)
             return in_time(found.class_upper_bounds, clock)
         root = native_crown(problem, memory_budget=budget, clock=clock.part(0.5))
-        found = with_planes(problem, root, memory_budget=budget, clock=clock)
+        found = with_planes(problem, root, search=search, memory_budget=budget, clock=clock)
         return in_time(found.class_upper_bounds, clock)
 
     return bound

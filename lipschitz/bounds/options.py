@@ -36,7 +36,8 @@ class MethodOptions:
     """Options of the methods; each uses those that concern it.
 
     Attributes:
-        optimize: Optimise the slopes of pre-activation bounds (``crown``).
+        optimize: Optimise the slopes of pre-activation bounds (``crown`` on auto_LiRPA), or the
+            weights of planes (``joint``).
         slopes: How.
         rows_at_once: Output directions per batch, None for as many as fit.
         memory_budget: Bytes for the coefficients of one chunk of rows; the engine chooses if None.

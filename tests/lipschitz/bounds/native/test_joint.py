@@ -7,7 +7,7 @@ import torch
 from curved import NAMES, curved_problem
 from torch import nn
 
-from lipschitz import make_problem
+from lipschitz import MethodOptions, Prepared, make_problem
 from lipschitz.bounds.native.crown import native_crown
 from lipschitz.bounds.native.joint import with_planes
 from lipschitz.bounds.native.terms import relaxations
@@ -114,3 +114,16 @@ def test_small_chunks_change_nothing():
     whole = with_planes(problem, root).class_upper_bounds
     parts = with_planes(problem, root, memory_budget=1).class_upper_bounds
     torch.testing.assert_close(whole, parts, rtol=2e-3, atol=0)
+
+
+def test_planes_without_steps_are_never_tighter_than_with_them():
+    problem = curved_problem("sigmoid", 0.3)
+    plain, steps = (
+        Prepared(problem.graph, method="joint", options=MethodOptions(optimize=optimize))
+        .upper_bounds(problem)
+        for optimize in (False, True)
+    )
+    crown = native_crown(problem).class_upper_bounds
+    assert (steps <= plain).all()
+    assert (plain <= crown).all()
+    assert (steps < plain).any()
