@@ -11,9 +11,13 @@ from lipschitz.network import affine
 from lipschitz.network.activations import Activation, PiecewiseLinear
 from lipschitz.network.affine import Applied, Branch, Value
 from lipschitz.network.affine.layout import Centre
+from lipschitz.network.composed.norms import mark_normalised
+from lipschitz.network.composed.softmax import softmax
+from lipschitz.network.composed.writer import Writer
 from lipschitz.network.graph import Node
 from lipschitz.network.pooling import comparisons
 from lipschitz.network.scalar_forms import Fold, Forms
+from lipschitz.network.written_out import norm_of, softmax_of
 
 
 class Recording:
@@ -108,8 +112,16 @@ class Recording:
         fold = self.forms.product(first.index, second.index)
         if fold is not None:
             return self._folded(name, fold)
+        logits = softmax_of(self.nodes, first.index, second.index)
+        if logits is not None:
+            branch = Branch(logits[0], self.nodes[logits[0]].shape)
+            return softmax(Writer(self, name), branch, logits[1])
         value = self.sample(first) * self.sample(second)
-        return self.add(name, (first.index, second.index), value, is_product=True)
+        product = self.add(name, (first.index, second.index), value, is_product=True)
+        norm = norm_of(self.nodes, first.index, second.index)
+        if norm is not None:
+            mark_normalised(self, product, *norm)
+        return product
 
     def _folded(self, name: str, fold: Fold, result: Tensor | None = None) -> Branch:
         """Record a function of a multiple of a value, times a number, plus a number."""
@@ -138,7 +150,7 @@ class Recording:
         if not isinstance(mean, Branch) or len(mean.shape) != len(x.shape):
             return value
         node = self.nodes[mean.index]
-        dims = getattr(node.affine, "averaged", None)
+        dims = None if node.affine is None else node.affine.averaged
         if dims is None or node.parents != (x.index,):
             return value
         return Applied(Centre(dims, x.shape), (x,))

@@ -73,6 +73,8 @@ def _clamp(
     min: float | Tensor | None = None,  # torch's names
     max: float | Tensor | None = None,
 ) -> Activation:
+    if any(isinstance(end, Tensor) and end.numel() != 1 for end in (min, max)):
+        raise NotImplementedError("only a cut to two numbers")
     min, max = (end.item() if isinstance(end, Tensor) else end for end in (min, max))
     least = -torch.inf if min is None else float(min)
     return Hardtanh(least, torch.inf if max is None else float(max))

@@ -27,9 +27,15 @@ class AffineMap:
         input_shapes: Shape of each input without the batch dimension.
         output_shape: Shape of the output without the batch dimension.
         bias: Constant term, broadcastable to ``[B, *output_shape]``, or None.
+        averaged, summed: Dimensions, without the batch, of which it is the mean or the sum, if it
+            is no more than that and they keep the size 1; else None.
+        is_spread: Whether it repeats entries along dimensions of size 1, and no more.
     """
 
     bias: Tensor | None = None
+    averaged: tuple[int, ...] | None = None
+    summed: tuple[int, ...] | None = None
+    is_spread: bool = False
 
     def __init__(self, input_shapes: Sequence[torch.Size], output_shape: torch.Size) -> None:
         self.input_shapes = tuple(torch.Size(shape) for shape in input_shapes)

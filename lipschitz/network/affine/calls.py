@@ -198,6 +198,7 @@ def broadcast(value: Value, shape: torch.Size) -> Value:
     if len(value.shape) != len(shape):
         raise NotImplementedError("its operands differ in their number of dimensions")
     operation = Positive(lambda x: x.expand(len(x), *shape), [value.shape], shape)
+    operation.is_spread = True
     return Applied(operation, (value,))
 
 

@@ -246,15 +246,19 @@ def _positive(call: Call, *args: Any, **kwargs: Any) -> Value:
     return positive(call)
 
 
-def _mean(call: Call, input: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
-    """``torch.mean``, which remembers over what it averages where dimensions stay."""
-    found = positive(call)
-    if isinstance(input, Branch) and len(found.shape) == len(input.shape):
-        dims = [dim] if isinstance(dim, int) else list(dim or [])
-        inner = [d % input.rank - (not input.whole) for d in dims]
-        if inner and min(inner) >= 0:
-            found.map.averaged = tuple(inner)
-    return found
+def _over_dims(note: str) -> FunctionRule:
+    """``torch.mean`` or ``torch.sum``, whose map notes the dimensions where these stay."""
+
+    def rule(call: Call, input: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
+        found = positive(call)
+        if isinstance(input, Branch) and len(found.shape) == len(input.shape):
+            dims = [dim] if isinstance(dim, int) else list(dim or [])
+            inner = [d % input.rank - (not input.whole) for d in dims]
+            if inner and min(inner) >= 0:
+                setattr(found.map, note, tuple(inner))
+        return found
+
+    return rule
 
 
 _RESHAPES = "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view"
@@ -271,7 +275,7 @@ _POSITIVE = """
     unfold im2col fold col2im where masked_fill
     pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
     replication_pad1d replication_pad2d replication_pad3d
-    sum cumsum avg_pool1d avg_pool2d avg_pool3d
+    cumsum avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     _adaptive_avg_pool2d _adaptive_avg_pool3d
     upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d
@@ -283,7 +287,8 @@ _POSITIVE = """
 FUNCTION_RULES: dict[str, FunctionRule] = {
     **ARITHMETIC_RULES,
     **dict.fromkeys(_POSITIVE.split(), _positive),
-    "mean": _mean,
+    "mean": _over_dims("averaged"),
+    "sum": _over_dims("summed"),
     **dict.fromkeys(_RESHAPES.split(), _reshape),
     **dict.fromkeys(_IDENTITIES.split(), _identity),
     **dict.fromkeys(_DROPOUTS.split(), _dropout),

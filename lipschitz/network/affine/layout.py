@@ -19,6 +19,8 @@ from lipschitz.network.affine.base import AffineMap
 class Expand(AffineMap):
     """Repeats entries along dimensions of size 1; the number of dimensions stays."""
 
+    is_spread = True
+
     def __init__(self, input_shape: torch.Size, output_shape: torch.Size) -> None:
         super().__init__([input_shape], output_shape)
         pairs = zip(self.input_shapes[0], self.output_shape, strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lipschitz.network.activations import Absolute, Power
 from lipschitz.network.activations.piecewise import Hardtanh
 from lipschitz.network.affine import Branch
-from lipschitz.network.composed.writer import Writer
+from lipschitz.network.composed.writer import Nodes, Writer
 from lipschitz.network.graph import Closed, Within
 
 
@@ -41,11 +41,17 @@ def normalised(
     factor = write.function(mean_square, Power(-0.5, shift=eps, positive=True))
     y = write.product(x, factor)
     if [dim % len(x.shape) for dim in dims] == [len(x.shape) - 1]:
-        # Of n values over the root of their mean square, none is above the root of n.
-        most = math.sqrt(x.shape[-1])
-        closed = Closed("norm", (x.index, factor.index))
-        write.nodes.mark(y, closed=closed, range=Within(-most, most))
+        mark_normalised(write.nodes, y, x.index, factor.index)
     return y
+
+
+def mark_normalised(nodes: Nodes, y: Branch, values: int, factor: int) -> None:
+    """Note of a product that it is values over the root of their mean square.
+
+    Of n values over that, none is above the root of n.
+    """
+    most = math.sqrt(y.shape[-1])
+    nodes.mark(y, closed=Closed("norm", (values, factor)), range=Within(-most, most))
 
 
 def affine_after(write: Writer, y: Branch, weight: Tensor | None, bias: Tensor | None) -> Branch:
@@ -102,8 +108,10 @@ def variance(
     count = math.prod(x.shape[dim] for dim in dims)
     if not count > correction:
         raise NotImplementedError(f"its {count} entries are no more than its correction")
-    total = write.sum(write.square(write.centre(x, dims)), dims, keep=keep)
-    return write.scale(total, 1 / (count - correction))
+    squares = write.square(write.centre(x, dims))
+    if correction == 0:
+        return write.sum(squares, dims, keep=keep, mean=True)
+    return write.scale(write.sum(squares, dims, keep=keep), 1 / (count - correction))
 
 
 def vector_norm(write: Writer, x: Branch, dims: Sequence[int], order: float, keep: bool) -> Branch:

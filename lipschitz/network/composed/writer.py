@@ -169,7 +169,9 @@ class Writer:
         count = math.prod(x.shape[dim] for dim in dims)
         if not count:
             raise NotImplementedError("it sums over no entries")
-        total = self.apply(Sum(dims, x.shape, 1 / count if mean else 1.0), x)
+        operation = Sum(dims, x.shape, 1 / count if mean else 1.0)
+        setattr(operation, "averaged" if mean else "summed", tuple(dims))
+        total = self.apply(operation, x)
         if keep:
             return total
         return self.reshape(total, [size for i, size in enumerate(x.shape) if i not in dims])
