@@ -1,1 +1,5 @@
-"""Engines of the loop (``interface.Bounding``), one file for each way of splitting and bounding."""
+"""Engines of the loop (``interface.Bounding``), one file for each way of splitting and bounding.
+
+Beside them are parts of ``inputs``, the engine that cuts the box: ``curved_boxes`` bounds boxes by
+affine forms and planes, ``trends`` finds their sides that matter, ``climbing`` looks for witnesses.
+"""
