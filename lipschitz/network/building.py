@@ -45,7 +45,7 @@ from lipschitz.network.recording import Recording
 _COVERED = (
     "a network may use linear, convolutional, average-pooling, resizing and normalising layers "
     "(BatchNorm in eval mode), reshaping, indexing, concatenation, sums, products, quotients, "
-    "softmax, attention, LSTM and GRU of a batch that comes first, and "
+    "softmax, attention, normalisation, LSTM and GRU, and "
     f"{SUPPORTED_ACTIVATIONS}"
 )
 # Operators that masks are written with: minus infinity is a constant of these.
