@@ -249,7 +249,11 @@ def test_onnx_files_of_the_newer_exporter(name, tmp_path):
 
 
 def test_networks_that_mix_examples_stay_refused():
-    for function in (lambda x: x - x.mean(0), lambda x: x.transpose(0, 1) @ x, lambda x: x.softmax(0)):
+    for function in (
+        lambda x: x - x.mean(0),
+        lambda x: x.transpose(0, 1) @ x,
+        lambda x: x.softmax(0),
+    ):
         with pytest.raises((NotImplementedError, InputError), match="batch"):
             build_graph(Calls(function).eval(), (3,))
 
