@@ -160,9 +160,9 @@ class CurvedBoxes:
         upper: Tensor,
         clock: Clock,
     ) -> Interval:
-        """Entries by rows of their own, where the norm is not a linear function of them."""
+        """Entries by rows of their own, where the norm has none or is not linear in them."""
         is_bent = torch.ones_like(rows[:, 0], dtype=torch.bool)
-        if self.measure.norm == "inf":
+        if self.measure.norm == "inf" and entries.lower[0].numel() > 1:
             open_ = (entries.lower < 0) & (entries.upper > 0)
             is_bent = self.measure.counted(open_.flatten(1).to(rows)).any(1)
         boxes = is_bent.nonzero()[:, 0]

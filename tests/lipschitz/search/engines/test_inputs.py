@@ -182,3 +182,32 @@ def test_a_box_without_length_is_a_leaf():
     assert result.status in (EXACT, BOUND)
     boxes = whole_boxes(search.problem, search.root().upper_bound)
     assert torch.equal(boxes.lower, boxes.upper)
+
+
+def test_a_single_entry_has_rows_of_its_own():
+    """At the kink of one neuron affine forms forward bound the entry loosely, rows do not."""
+    torch.manual_seed(0)
+    layers = nn.Linear(1, 8), nn.ELU(2.0), nn.Linear(8, 8), nn.ELU(2.0), nn.Linear(8, 1)
+    model = nn.Sequential(*layers).double().eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(3)
+    problem = problem_of(model, 1, 0.5)
+    points = points_of(problem)
+    hidden = model[2](model[1](model[0](points)))
+    crossing = ((hidden[1:] > 0) != (hidden[:-1] > 0)).nonzero()
+    assert len(crossing)
+    search = InputSearch(problem)
+    for place, neuron in crossing.tolist():
+        low, high = points[place], points[place + 1]
+        for _ in range(60):  # the kink of this neuron, by bisection
+            middle = (low + high) / 2
+            value = model[2](model[1](model[0](torch.stack([low, middle]))))[:, neuron]
+            low, high = (low, middle) if (value[0] > 0) != (value[1] > 0) else (middle, high)
+        lower, upper = (low - 1e-9)[None], (high + 1e-9)[None]
+        box = search.root().having(
+            lower=lower, upper=upper, upper_bound=torch.full((1,), torch.inf, dtype=torch.float64)
+        )
+        sides = problem.graph.gradients(torch.cat([lower, upper]), problem.rows.expand(2, -1))
+        assert float(sides.abs().max()) <= float(search._bounded(box).upper_bound) + SLACK
+        assert float(search._bounded(box).upper_bound) <= float(sides.abs().max()) * (1 + 1e-5)
