@@ -19,6 +19,7 @@ LIBRARY = [
     "lipschitz.norms",
     "lipschitz.network.activations",
     "lipschitz.network.affine",
+    "lipschitz.network.ranges",
     "lipschitz.network.graph",
     "lipschitz.network.composed",
     "lipschitz.network.pooling",

@@ -22,7 +22,7 @@ from lipschitz.network.activations import Activation
 from lipschitz.network.activations.derivative import derivative_of
 from lipschitz.network.affine import AffineMap, Combination, Linear, Scale
 from lipschitz.network.affine.layout import Expand, Sum
-from lipschitz.network.graph import Graph, Rising, Within
+from lipschitz.network.graph import Graph, Range
 from lipschitz.relaxation import LineBounds
 
 
@@ -80,7 +80,7 @@ class Term:
         function: A unary function of its parent.
         is_product: The product of its two parents, element by element.
         is_constant: A value of its own for every box.
-        range: Another way to its interval, see :class:`lipschitz.network.graph.Rising`.
+        range: Another way to its interval, see :class:`lipschitz.network.ranges.Rising`.
     """
 
     parents: tuple[int, ...]
@@ -89,7 +89,7 @@ class Term:
     function: Activation | None = None
     is_product: bool = False
     is_constant: bool = False
-    range: Rising | Within | None = None
+    range: Range | None = None
 
 
 class Terms:

@@ -17,68 +17,11 @@ from torch import Tensor
 from lipschitz.errors import InputError
 from lipschitz.network.activations import Activation
 from lipschitz.network.affine import AffineMap
-from lipschitz.rounding import guard
+from lipschitz.network.ranges import LogShares, Rising, Within
 
+# Another way to the interval of a node's value.
+Range = Rising | Within | LogShares
 SlopeFunction = Callable[["Node", Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Rising:
-    """A node's value as a function of earlier nodes' values that falls in none of them.
-
-    Interval arithmetic through the steps of ``log(exp(a) + exp(b)) = a + softplus(b - a)`` or
-    ``max(a, b) = b + relu(a - b)`` counts ``a`` twice; the function at both ends of the intervals
-    is their exact image.
-
-    Attributes:
-        parents: Indices of these nodes.
-        function: Of their values, [B, *shape] each.
-        margin: What rounding adds to the function's value besides its relative error, in units of
-            that.
-    """
-
-    parents: tuple[int, ...]
-    function: Callable[..., Tensor]
-    margin: float = 0.0
-
-    def narrowed(
-        self, lower: Tensor, upper: Tensor, bounds: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """An interval of the node's value, cut to the image of its parents'.
-
-        Args:
-            lower, upper: The interval, [B, *shape].
-            bounds: Of every earlier node.
-        """
-        unit = guard(lower.dtype)
-        least = self.function(*(bounds[p][0] for p in self.parents))
-        most = self.function(*(bounds[p][1] for p in self.parents))
-        least = least - unit * (least.abs() + self.margin)
-        most = most + unit * (most.abs() + self.margin)
-        # What overflows is not a number, and narrows nothing.
-        return torch.where(least > lower, least, lower), torch.where(most < upper, most, upper)
-
-
-@dataclass(frozen=True)
-class Within:
-    """That a node's value stays within two numbers, whatever its parents' intervals say.
-
-    Attributes:
-        least, most: The numbers.
-        parents: None, as of :class:`Rising`.
-    """
-
-    least: float
-    most: float
-    parents: tuple[int, ...] = ()
-
-    def narrowed(
-        self, lower: Tensor, upper: Tensor, bounds: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`Rising.narrowed`."""
-        unit = guard(lower.dtype)
-        least, most = self.least - unit * abs(self.least), self.most + unit * abs(self.most)
-        return lower.clamp(min=least), upper.clamp(max=most)
 
 
 @dataclass(frozen=True)
@@ -118,7 +61,7 @@ class Node:
     affine: AffineMap | None = None
     activation: Activation | None = None
     is_product: bool = False
-    range: Rising | Within | None = None
+    range: Range | None = None
     closed: Closed | None = None
 
     def renumbered(self, place: Callable[[int], int]) -> Node:

@@ -83,7 +83,7 @@ class LirpaEngine:
         memory_budget: int | None = None,
         optimization: SlopeOptimization | None = None,
     ) -> None:
-        refuse_products(graph, "engine auto_lirpa", "use method ibp or sampling on engine native")
+        refuse_products(graph, "engine auto_lirpa", "use method crown or joint on engine native")
         self.graph = graph
         self.memory_budget = memory_budget or _MEMORY_BUDGET
         optimization = optimization or SlopeOptimization()

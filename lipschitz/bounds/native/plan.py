@@ -56,7 +56,7 @@ class Plan:
     """
 
     def __init__(self, graph: Graph) -> None:
-        refuse_products(graph, "this bound", "use method ibp or sampling on engine native")
+        refuse_products(graph, "this bound", "use method crown or joint on engine native")
         self.graph = graph
         last = len(graph.nodes) - 1
         live = {last}

@@ -72,6 +72,7 @@ class ProblemPlanes:
         self.problem, self.optimize = problem, optimize
         lower, upper = problem.lower[None], problem.upper[None]
         self._search = _SEARCH if optimize else ONE_PASS
+        self._dtype = torch.float64 if root.joint else problem.rows.dtype
         self.joint = root.joint or JointBound(
             problem.graph,
             problem.rows,
@@ -131,8 +132,7 @@ class ProblemPlanes:
 
     def _bounds(self, coefficients: Tensor, search: PlaneSearch) -> Tensor:
         """The same in the precision of the planes, rounded upward."""
-        like = self.joint.constants[self.joint.source.row]
-        found = self.joint.upper_bounds(coefficients.to(like), search)
+        found = self.joint.upper_bounds(coefficients.to(self._dtype), search)
         if found.dtype == coefficients.dtype:
             return found
         found = found.to(coefficients)

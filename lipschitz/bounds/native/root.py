@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.terms.linear import PlaneSearch
+from lipschitz.network.derivative import Terms
 
-if TYPE_CHECKING:
-    from lipschitz.bounds.native.joint import JointBound
+
+class Functionals(Protocol):
+    """What bounds linear functionals of the Jacobian besides its norm.
+
+    Attributes:
+        terms: Values of the network and its derivatives.
+    """
+
+    terms: Terms
+
+    def upper_bounds(self, coefficients: Tensor, search: PlaneSearch | None = None) -> Tensor:
+        """Upper bounds of ``coefficients . J(x)^T r``, [B, K, *input_shape] to [B, K]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,4 +45,4 @@ class RootBounds:
     preacts: dict[int, Interval]
     norm: NormBounds
     rounding: dict[int, Tensor] = field(default_factory=dict)
-    joint: JointBound | None = None
+    joint: Functionals | None = None

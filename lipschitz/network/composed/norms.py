@@ -16,7 +16,8 @@ from lipschitz.network.activations import Absolute, Power
 from lipschitz.network.activations.piecewise import Hardtanh
 from lipschitz.network.affine import Branch
 from lipschitz.network.composed.writer import Nodes, Writer
-from lipschitz.network.graph import Closed, Within
+from lipschitz.network.graph import Closed
+from lipschitz.network.ranges import Within
 
 
 def normalised(

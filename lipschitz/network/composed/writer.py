@@ -27,7 +27,7 @@ from lipschitz.network.affine import (
     Value,
 )
 from lipschitz.network.affine.layout import Centre, Expand, Permute, Sum
-from lipschitz.network.graph import Rising
+from lipschitz.network.ranges import Rising
 
 
 class Nodes(Protocol):

@@ -118,9 +118,10 @@ def _readers(terms: Terms) -> dict[int, list[tuple[int, list[int]]]]:
 
 
 def _is_smaller(terms: Terms, index: int) -> bool:
-    """Whether what a term is made of has no more numbers than the term."""
+    """Whether what a term is made of has no more numbers than the term, and some dimension."""
     term = terms.terms[index]
-    return terms.terms[term.parents[0]].shape.numel() <= term.shape.numel()
+    shape = terms.terms[term.parents[0]].shape
+    return len(shape) > 0 and shape.numel() <= term.shape.numel()
 
 
 def _copies(term: Term) -> bool:

@@ -119,8 +119,9 @@ def test_small_chunks_change_nothing():
 def test_planes_without_steps_are_never_tighter_than_with_them():
     problem = curved_problem("sigmoid", 0.3)
     plain, steps = (
-        Prepared(problem.graph, method="joint", options=MethodOptions(optimize=optimize))
-        .upper_bounds(problem)
+        Prepared(
+            problem.graph, method="joint", options=MethodOptions(optimize=optimize)
+        ).upper_bounds(problem)
         for optimize in (False, True)
     )
     crown = native_crown(problem).class_upper_bounds

@@ -75,7 +75,7 @@ def test_every_norm(name, outputs, norm):
     assert bound.shape == ((1,) if problem.measure.joint else (len(problem.rows),))
     true = sampled_norms(problem)
     assert (bound >= true).all()
-    assert (bound <= interval_bounds(problem)).all()
+    assert (bound <= interval_bounds(problem) * (1 + 1e-12)).all()
     assert bound.max() <= 1.1 * true.max() + 0.05
 
 
