@@ -31,7 +31,7 @@ def advice(
         argv: The same as it was typed.
         row: An example's result.
         called: How the program was called, such as ``python main.py``.
-        can_search: Whether branch and bound takes this network.
+        can_search: Whether branch and bound may gain anything on this network.
     """
     upper, lower = row.get("upper_bound"), row.get("lower_bound")
     if not upper or not lower or upper <= _FAR * lower:
@@ -49,13 +49,13 @@ def _better(args: Namespace, row: dict[str, Any], can_search: bool) -> tuple[lis
     """Options to try and what they do; no options where only another question helps."""
     seconds = 60.0 if args.timeout is None else args.timeout
     searchable = args.norm == "inf" or row["outputs"] == "each"
+    if not can_search and (args.bab or args.method != "ibp"):
+        return None, "take a smaller eps: there are too many inputs for branch and bound"
     if args.bab and row["status"] == "timeout":
         longer = ["--bab", "--timeout", f"{_LONGER * seconds:g}"]
         return longer, "give branch and bound more time, or take a smaller eps"
     if args.bab:
         return None, "take a smaller eps: branch and bound has done what it can"
-    if not can_search:
-        return None, "take a smaller eps: there are too many inputs for branch and bound"
     if args.method in ("crown", "alpha", "sdp"):
         if searchable:
             return ["--bab", "--timeout", f"{seconds:g}"], "search with branch and bound"

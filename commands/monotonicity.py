@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,12 @@ from tqdm import tqdm
 
 from commands.options import classes_of, seconds_of
 from data import continuous_features, data_spec
+from data.points import coordinates
 from lipschitz import build_graph
 from lipschitz.applications.monotonicity import MonotonicityOptions, run_monotonicity, table
 from lipschitz.applications.sign_search import SignLimits
 from lipschitz.errors import InputError
-from utils import choose_dtype, numbers
+from utils import choose_dtype
 
 if TYPE_CHECKING:
     from commands.run import Loaded
@@ -24,7 +26,8 @@ def certify_signs(args: Namespace, loaded: Loaded) -> None:
     """Certify signs of features' effects (``--mono``) and print how often each was found."""
     points, device, network = loaded.points, loaded.device, loaded.network
     if args.features is not None:
-        features = {i: str(i) for i in numbers("--features", args.features, int)}
+        size = prod(network.input_shape)
+        features = {i: str(i) for i in coordinates("--features", args.features, size)}
     elif args.data is not None:
         features = continuous_features(args.data, args.data_root)
     else:

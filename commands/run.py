@@ -77,8 +77,8 @@ class Run:
 
     @property
     def can_search(self) -> bool:
-        """Whether ``--bab`` takes this network."""
-        return not self.args.curvature or self.prepared.can_search
+        """Whether ``--bab`` may gain anything on this network."""
+        return self.prepared.can_search
 
 
 def load(args: Namespace) -> Loaded:

@@ -19,6 +19,7 @@ from lipschitz.bounds.methods import (
     check_products,
     choose_engine,
 )
+from lipschitz.bounds.native.terms.gradient import MOST_FORWARD_INPUTS
 from lipschitz.bounds.options import MethodOptions
 from lipschitz.bounds.outcome import (
     Bounder,
@@ -102,6 +103,15 @@ class Prepared:
             self._search_engine = LirpaEngine(
                 self.graph, self.options.memory_budget, self.options.slopes
             )
+
+    @property
+    def can_search(self) -> bool:
+        """Whether branch and bound may gain anything.
+
+        Of networks with products only the box is cut, and boxes of many inputs do not get small.
+        """
+        few = self.graph.input_shape.numel() <= MOST_FORWARD_INPUTS
+        return few or not self.graph.product_nodes
 
     def upper_bounds(self, problem: LocalProblem) -> Tensor:
         """The method's upper bounds alone, without branching, [R] or of all rows together [1].

@@ -468,10 +468,10 @@ def test_certified_radii(capsys):
 
 def test_signs_of_features_are_certified(capsys):
     argv = ["--model", "own.py:make", "--input", "points.npz", "--num-examples", "2", "--mono"]
-    assert run(*argv, "--features", "0,2", "--csv", "signs.csv", "--timeout", "5") == 0
+    assert run(*argv, "--features", "0-2", "--csv", "signs.csv", "--timeout", "5") == 0
     assert "increasing" in capsys.readouterr().out
     lines = Path("signs.csv").read_text().splitlines()
-    assert len(lines) == 1 + 2 * 2 * 3  # examples, features, outputs
+    assert len(lines) == 1 + 2 * 3 * 3  # examples, features, outputs
     assert {line.split(",")[4] for line in lines[1:]} <= {"increasing", "decreasing", "neither"}
 
 

@@ -69,3 +69,16 @@ def test_a_search_that_would_be_refused_is_no_advice():
 def test_where_no_command_helps_it_says_so():
     assert said(["--bab"], status="bound").endswith("has done what it can")
     assert "--outputs each" in said(["--norm", "2"], outputs="all")
+
+
+@pytest.mark.parametrize("more", [[], ["--method", "joint"], ["--bab", "--timeout", "5"]])
+def test_no_search_is_advised_where_it_gains_nothing(more):
+    """Products of many inputs: only the box could be cut."""
+    row = {"upper_bound": 50.0, "lower_bound": 2.5, "outputs": "each", "status": "timeout"}
+    argv = [*BASE, *more]
+    args = main.build_parser().parse_args(argv)
+    line = advice(args, argv, row, "python main.py", can_search=False)
+    assert "take a smaller eps: there are too many inputs for branch and bound" in line
+    better = main.build_parser().parse_args([*BASE, "--method", "ibp"])
+    line = advice(better, [*BASE, "--method", "ibp"], row, "python main.py", can_search=False)
+    assert line.endswith("--method alpha")

@@ -14,7 +14,7 @@ from lipschitz.network.graph import Graph
 
 # Inputs up to which affine forms are carried forward. A choice: they are bounded in one chunk, and
 # their numbers grow with the inputs.
-_MOST_FORWARD_INPUTS = 32
+MOST_FORWARD_INPUTS = 32
 
 
 def has_curves(graph: Graph) -> bool:
@@ -60,7 +60,7 @@ class GradientTerms:
         """
         inputs, graph = self.graph.input_shape.numel(), self.graph
         neurons = sum(graph.nodes[a].shape.numel() for a in graph.activation_nodes)
-        return inputs <= _MOST_FORWARD_INPUTS and inputs + 1 <= neurons
+        return inputs <= MOST_FORWARD_INPUTS and inputs + 1 <= neurons
 
     def known(
         self, preacts: dict[int, Interval], cotangents: dict[int, Interval]
