@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import resource
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Row:
         upper, true: The bound, and the largest true gradient found.
         seconds: Of the call, true gradients included.
         memory: MiB that the process held at most.
-        status: Of the result.
+        status: Of the result, or ``overflow`` where the bound is not a finite number.
     """
 
     upper: float
@@ -137,7 +138,11 @@ def bound_alone(args: argparse.Namespace, size: str, eps: float, method: str) ->
     problem = problem_of(args, size, eps)
     options = MethodOptions(timeout=args.timeout)
     prepared = Prepared(problem.graph, method=method, engine="native", options=options)
-    found = prepared.bound(problem)
+    begin = time.perf_counter()
+    try:
+        found = prepared.bound(problem)
+    except InputError:  # the only one at this point
+        return Row(math.inf, math.nan, time.perf_counter() - begin, math.nan, "overflow")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return Row(found.upper_bound, found.lower_bound, found.seconds, memory, found.status)
 
@@ -153,7 +158,7 @@ def measure(args: argparse.Namespace) -> list[list[object]]:
             for method in args.methods.split(","):
                 with ProcessPoolExecutor(1, mp_context=fresh) as pool:
                     row = pool.submit(bound_alone, args, size, radius, method).result()
-                ratio = f"{row.upper / row.true:.4g}"
+                ratio = f"{row.upper / row.true:.6g}"
                 upper = f"{row.upper:.5g}"
                 rows.append(
                     [size, eps, method, upper, ratio, row.seconds, f"{row.memory:.0f}", row.status]
