@@ -37,7 +37,10 @@ from lipschitz.problem import LocalProblem
 from utils import Parser, run_cli
 
 # d_model, heads, layers, tokens
-SIZES = "16x2x1x4,16x2x1x16,16x2x2x8,16x2x4x8,32x4x1x16,32x4x2x16,64x4x1x16,64x4x1x32,128x8x1x16"
+SIZES = (
+    "16x2x1x4,16x2x1x16,16x2x1x64,16x2x2x8,16x2x4x8,16x2x4x16,"
+    "32x4x1x16,32x4x2x16,64x4x1x16,64x4x1x32,128x8x1x16"
+)
 METHODS = "ibp,crown"
 COLUMNS = (
     "network",
