@@ -101,13 +101,19 @@ def forward_forms(
             lines.get(index),
             constants.get(index),
         )
-        found = narrowed(term, intersect(found, form.interval()), bounds)
+        found = narrowed(term, _within(found, form), bounds)
         bounds.append(intersect(found, known[index]) if index in known else found)
         rounding.append(added_up(terms, term, found, margin, rounding))
         for done in {*term.parents, index}:
             if last_use.get(done, index) <= index and done not in kept:
                 del forms[done]
     return TermIntervals(bounds, rounding, lines), {i: forms[i] for i in kept}
+
+
+def _within(found: Interval, form: Form) -> Interval:
+    """The part of an interval that a form allows; of one that overflowed, everything."""
+    lower, upper = form.interval()
+    return Interval(torch.fmax(found.lower, lower), torch.fmin(found.upper, upper))
 
 
 def norm_upper_bound(form: Form, entries: Interval, measure: Measure) -> Tensor:
@@ -134,7 +140,7 @@ def norm_upper_bound(form: Form, entries: Interval, measure: Measure) -> Tensor:
     total = columns[:, 0] + columns[:, 1:].abs().sum(1) + intercept.sum((1, 2))
     size = (slope.abs() * (middle.abs() + gap.abs())).sum((1, 2)) + intercept.abs().sum((1, 2))
     total = total + guard(total.dtype) * size
-    return torch.minimum(measure.close(total, lower, upper, size), simple)
+    return torch.fmin(measure.close(total, lower, upper, size), simple)
 
 
 def _input_form(lower: Tensor, upper: Tensor) -> Form:
@@ -233,7 +239,8 @@ def _taylor(v: Form, g: Form, v_range: Interval, g_range: Interval) -> Form:
     a, b = v_middle[:, 1:], g_middle[:, 1:]
     a_size, b_size = a.abs().sum(1), b.abs().sum(1)
     tiny = torch.finfo(a.dtype).tiny
-    scale = (b_size.clamp(min=tiny) / a_size.clamp(min=tiny)).sqrt().unsqueeze(1)
+    # Roots first: of a factor that is a number, the quotient overflows.
+    scale = (b_size.clamp(min=tiny).sqrt() / a_size.clamp(min=tiny).sqrt()).unsqueeze(1)
     least = -(scale * a - b / scale).abs().sum(1).square() / 4
     most = (scale * a + b / scale).abs().sum(1).square() / 4
     v_error, g_error = (f.gap[:, 0] + f.gap[:, 1:].abs().sum(1) for f in (v, g))

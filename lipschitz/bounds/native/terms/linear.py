@@ -133,7 +133,8 @@ class LinearBounds:
             ]
         bounds = coefficients.new_full((batch, rows), torch.inf)
         for part in clock.in_time(parts, stage):
-            bounds[part] = self._least(start, part[0], coefficients[part], search, clock)
+            found = self._least(start, part[0], coefficients[part], search, clock)
+            bounds[part] = torch.where(found.isnan(), torch.inf, found)  # what overflowed
         return bounds
 
     def _least(

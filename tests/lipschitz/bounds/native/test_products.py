@@ -132,6 +132,23 @@ def test_entries_and_directions(name, dtype):
     assert float(along.upper - along.lower) <= float(summed) * (1 + 1e-4)
 
 
+class OfTwo(nn.Module):
+    def forward(self, x):
+        return x[:, :1] * x[:, 1:] * x[:, 1:] + (x.sin() + x.cos()).sum(1, keepdim=True)
+
+
+@DTYPES
+@pytest.mark.parametrize("radius", [1e-9, 1.0, 8.0, 1e9])
+def test_a_factor_that_the_box_fixes(radius, dtype):
+    """The affine form of a number has no slope, and that of the other factor any."""
+    graph = build_graph(OfTwo(), (2,)).to("cpu", dtype)
+    x, eps = torch.tensor([4.0, 2 * radius], dtype=dtype), torch.tensor([0.0, radius], dtype=dtype)
+    problem = make_problem(graph, x, eps)
+    bound = native_crown(problem).class_upper_bounds
+    assert (bound >= sampled_norms(problem)).all()
+    assert (bound <= interval_bounds(problem) * (1 + 1e-4)).all()
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 1e2, 1e5])
 @pytest.mark.parametrize("name", ["mul", "matmul", "div", "layer_norm", "attention"])
 def test_values_of_every_size(name, scale):
