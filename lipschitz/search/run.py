@@ -103,7 +103,7 @@ def bound_by_branching(
     )
     # Boxes of few inputs are bounded so quickly that optimising the root's bounds does not pay.
     boxes_first = engine is None and options.branch != "relu" and options.sdp != "always"
-    boxes_first = boxes_first and can_cut_first(graph)
+    boxes_first = boxes_first and (can_cut_first(graph) or bool(graph.product_nodes))
 
     def bound_root(optimize: bool) -> RootBounds:
         part = clock.part(_SHARE_OF_ROOT)
@@ -158,6 +158,9 @@ def bound_by_branching(
     def search_neurons(so_far: SearchResult) -> SearchResult:
         return _better(so_far, search("relu", (so_far.lower_bound, so_far.witness)))
 
+    def try_neurons(lower_bound: float, seconds: float) -> SearchResult:
+        return try_search(searches["relu"], lower_bound, options, seconds)
+
     def optimise_root() -> None:
         nonlocal root, searches
         root = _lower(bound_root(optimize), root.class_upper_bounds)
@@ -165,9 +168,9 @@ def bound_by_branching(
         searches = _searches(problem, options, engine, root, lower, memory_budget, clock)
 
     branch, result = next(iter(searches)), None
-    both = options.branch == "auto" and len(searches) > 1
+    both, alone = options.branch == "auto" and len(searches) > 1, "relu" not in searches
     try:
-        if boxes_first and both and not settled:
+        if boxes_first and (both or alone) and not settled:
             boxes = BoxesFirst(searches["input"](), lower_bound, witness)
             result, branch = boxes.begin(limits), "input"
             root = _lower(root, boxes.state.root_bounds)
@@ -175,9 +178,7 @@ def bound_by_branching(
                 result = boxes.go_on(limits, watch)
             elif result.status != INTERRUPTED:
                 optimise_root()
-                lower_bound = result.lower_bound
-                trial = try_search(searches["relu"], lower_bound, options, boxes.seconds / 2)
-                if boxes.is_ahead_of(trial):
+                if alone or boxes.is_ahead_of(try_neurons(result.lower_bound, boxes.seconds / 2)):
                     result = boxes.go_on(limits, watch)
                 else:
                     branch, result = "relu", search_neurons(result)
@@ -282,8 +283,7 @@ def _root_bounds(
 ) -> RootBounds:
     if engine is not None:
         return engine.crown(problem, optimize=optimize, clock=clock)
-    # Cutting the box gains more than optimised weights do, and is all that products allow.
-    linear = native_alpha if optimize and not problem.graph.product_nodes else native_crown
+    linear = native_alpha if optimize else native_crown
     return linear(problem, memory_budget=budget, clock=clock)
 
 
