@@ -161,11 +161,11 @@ def measure(args: argparse.Namespace) -> list[list[object]]:
             for method in args.methods.split(","):
                 with ProcessPoolExecutor(1, mp_context=fresh) as pool:
                     row = pool.submit(bound_alone, args, size, radius, method).result()
-                ratio = f"{row.upper / row.true:.6g}"
-                upper = f"{row.upper:.5g}"
-                rows.append(
-                    [size, eps, method, upper, ratio, row.seconds, f"{row.memory:.0f}", row.status]
-                )
+                numbers = [f"{row.upper:.5g}", f"{row.upper / row.true:.6g}", row.seconds]
+                numbers.append(f"{row.memory:.0f}")
+                if row.status == "overflow":
+                    numbers = ["-", "-", row.seconds, "-"]
+                rows.append([size, eps, method, *numbers, row.status])
                 print(rows[-1], flush=True)
     return rows
 
