@@ -70,7 +70,12 @@ def problem_of(names, scale, radius, seed, dtype, norm="inf", outputs="each", co
     eps = scale * radius * torch.randint(0, 3, SHAPE, generator=generator).to(dtype)
     lower, upper = (torch.zeros_like(x), 2 * eps) if corner else (x - eps, x + eps)
     box = {"x_lower": lower, "x_upper": upper}
-    return module, make_problem(build_graph(module, SHAPE), norm=norm, outputs=outputs, **box)
+    return module, make_problem(
+        build_graph(copy.deepcopy(module).double(), SHAPE).to("cpu", dtype),
+        norm=norm,
+        outputs=outputs,
+        **box,
+    )
 
 
 def points_of(problem, count=60):
@@ -92,7 +97,7 @@ def true_norms(module, problem, points):
 
 CASES = {
     "names": st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=3),
-    "scale": st.sampled_from([1e-5, 1.0, 1e5]),
+    "scale": st.sampled_from([1.0, 1e3, 1e6]),
     "radius": st.sampled_from([1e-6, 1e-3, 1e-2, 0.1]),
     "seed": st.integers(0, 99),
     "dtype": st.sampled_from([torch.float32, torch.float64]),
@@ -102,7 +107,7 @@ CASES = {
 }
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.fixed_dictionaries(CASES), st.booleans())
 def test_bounds_of_random_compositions(case, by_sum):
     with patch.object(softmax, "_MOST_DIFFERENCES", 0 if by_sum else 10**6):
