@@ -116,7 +116,8 @@ def _rows(coefficients: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor
 
 def _total(coefficients: Tensor, intercept: Tensor) -> Tensor:
     """``sum of coefficients * intercept`` over a node's shape: [S, B]."""
-    return (coefficients * intercept).flatten(2).sum(2)
+    values = coefficients * intercept
+    return values.reshape(*values.shape[:2], -1).sum(2)  # of a single number too
 
 
 class BoundAffine(Bound):

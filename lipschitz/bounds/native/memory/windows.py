@@ -60,12 +60,12 @@ class Window:
 
     def flat(self) -> Tensor:
         """The rows inside the window, [B, K, n]."""
-        return self.values.flatten(2)
+        return self.values.reshape(*self.values.shape[:2], -1)  # of a number too
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The part of a tensor [..., *shape] that lies in the window, [..., *window]."""
         lead = tensor.shape[: tensor.dim() - len(self.shape)]
-        tensor = tensor.reshape(*lead, *self.layout)
+        tensor = tensor.reshape((*lead, *self.layout))
         for dim, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             tensor = tensor.narrow(dim - len(self.starts), start, size)
         return tensor

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares, margin
+from lipschitz.bounds.native.terms.relaxations import Relaxations, Shares, margin, summed
 from lipschitz.network.derivative import Term
 
 
@@ -63,7 +63,7 @@ def upper_bound(
             gained(value, size)
         elif term.is_constant:
             value = rows * constants[index].unsqueeze(1)
-            gained(_sum(value), _sum(value.abs()))
+            gained(summed(value), summed(value.abs()))
             contributions = []
         elif term.is_product:
             if record is not None:
@@ -77,7 +77,7 @@ def upper_bound(
         else:
             if term.affine.bias is not None:
                 value = rows * term.affine.bias
-                gained(_sum(value), _sum(value.abs()))
+                gained(summed(value), summed(value.abs()))
             contributions = _adjoint(term, rows)
         for parent, new in zip(parents, contributions, strict=True):
             pending[parent] = pending[parent] + new if parent in pending else new
@@ -86,14 +86,10 @@ def upper_bound(
             record[0] = pending[0]
         centre, radius = (t.unsqueeze(1) for t in box)
         at_centre, around = pending[0] * centre, pending[0].abs() * radius
-        gained(_sum(at_centre + around), _sum(at_centre.abs() + around))
+        gained(summed(at_centre + around), summed(at_centre.abs() + around))
     return constant + margin(magnitude)
 
 
 def _adjoint(term: Term, rows: Tensor) -> list[Tensor]:
     found = term.affine.adjoint(rows.flatten(0, 1))
     return [f.reshape(*rows.shape[:2], *f.shape[1:]) for f in found]
-
-
-def _sum(values: Tensor) -> Tensor:
-    return values.flatten(2).sum(2)

@@ -155,7 +155,7 @@ class Relaxations:
         low = _Support.apply(below, term.function, ends, 1) - below.abs() * rounding
         high = _Support.apply(above, term.function, ends, -1) + above.abs() * rounding
         constants = positive * high + negative * low
-        return positive * above + negative * below, _sum(constants), _sum(constants.abs())
+        return positive * above + negative * below, summed(constants), summed(constants.abs())
 
     def _between(self, index: int, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`unary` by the lines of least area, which are the same for every row."""
@@ -189,7 +189,7 @@ class Relaxations:
         of_v = coefficients * (weight * g_lower + other * g_upper)
         constants = -positive * (weight * v_upper * g_lower + other * v_lower * g_upper)
         constants = constants - negative * (weight * v_lower * g_lower + other * v_upper * g_upper)
-        return of_v, of_g, _sum(constants), _sum(constants.abs())
+        return of_v, of_g, summed(constants), summed(constants.abs())
 
     def _by_middles(
         self, index: int, coefficients: Tensor
@@ -285,7 +285,7 @@ class Planes(NamedTuple):
 
 def _inner(coefficients: Tensor, values: Tensor) -> Tensor:
     """Sum of products over all but the first two dimensions: [B, K, *shape] x [B or 1, 1, ...]."""
-    rows, values = coefficients.flatten(2), values.flatten(2)[:, 0]
+    rows, values = _flat(coefficients), _flat(values)[:, 0]
     if values.shape[0] == 1:
         return rows @ values[0]
     if rows.shape[0] == 1:
@@ -300,8 +300,13 @@ def _chord_weight(second: Interval) -> Tensor:
     return chord.clamp(0, 1)
 
 
-def _sum(values: Tensor) -> Tensor:
-    return values.flatten(2).sum(2)
+def summed(values: Tensor) -> Tensor:
+    """Sum over all but the first two dimensions, of which a single number has no more."""
+    return _flat(values).sum(2)
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.reshape(*values.shape[:2], -1)
 
 
 def _per_row(values: Tensor, batch: int, rows: int) -> Tensor:

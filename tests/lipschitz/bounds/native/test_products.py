@@ -7,7 +7,14 @@ import torch
 from products import NETWORKS, Calls, encoder, network
 from torch import nn
 
-from lipschitz import BranchOptions, MethodOptions, Prepared, jacobian_bounds, jvp_bounds
+from lipschitz import (
+    BranchOptions,
+    MethodOptions,
+    Prepared,
+    jacobian_bounds,
+    jvp_bounds,
+    local_lipschitz,
+)
 from lipschitz.bounds.native.crown import interval_bounds, native_crown
 from lipschitz.bounds.native.products import product_bounds
 from lipschitz.bounds.native.terms import relaxations
@@ -147,6 +154,29 @@ def test_a_factor_that_the_box_fixes(radius, dtype):
     bound = native_crown(problem).class_upper_bounds
     assert (bound >= sampled_norms(problem)).all()
     assert (bound <= interval_bounds(problem) * (1 + 1e-4)).all()
+
+
+NUMBERS = {
+    "sum": lambda y: torch.stack([y[:, 0] + 1.5, (y[:, 0] - 0.5) * y[:, 1] - 1], 1),
+    "scaled": lambda y: (3 * y[:, 0] + 1)[:, None] * y,
+    "function": lambda y: ((y[:, 0] * y[:, 1] + 1).tanh() + 0.5).exp()[:, None],
+    "unary": lambda y: ((y * y).sum(1) + 1).sqrt()[:, None],
+}
+
+
+@pytest.mark.parametrize("method", ["crown", "alpha", "bab"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_single_numbers_with_a_bias(name, method):
+    """Values of one number per example, without a dimension of their own."""
+    torch.manual_seed(0)
+    model = Calls(NUMBERS[name]).double().eval()
+    search = {"branching": BranchOptions(timeout=1, branch="input")}
+    asked = search if method == "bab" else {"method": method}
+    x = torch.linspace(-0.5, 1, 4).double()
+    result = local_lipschitz(model, x, 0.05, **asked)
+    problem = make_problem(build_graph(model, (4,)), x, 0.05)
+    true = float(sampled_norms(problem).max())
+    assert true <= result.upper_bound <= 1.1 * true
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-2, 1.0, 1e2, 1e5])
