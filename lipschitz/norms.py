@@ -42,7 +42,10 @@ class Norm:
 
 
 def _singular_value(matrices: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(matrices, ord=2)
+    """The largest, [..., R, D] -> [...]; not a number of a matrix with what overflowed."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    matrices = torch.where(finite[..., None, None], matrices, 0.0)  # else LAPACK raises
+    return torch.where(finite, torch.linalg.matrix_norm(matrices, ord=2), torch.nan)
 
 
 NORMS: dict[str, Norm] = {
@@ -60,14 +63,18 @@ def spectral_norm_bound(matrices: Tensor) -> Tensor:
     """
     matrices = matrices.double()
     long, short = max(matrices.shape[-2:]), min(matrices.shape[-2:])
+    finite = matrices.isfinite().all(-1).all(-1)
+    matrices = torch.where(finite[..., None, None], matrices, 0.0)
     if long * short <= _LARGEST_SVD:
-        return _singular_value(matrices) * (1 + guard(torch.float64) * long)
+        found = _singular_value(matrices) * (1 + guard(torch.float64) * long)
+        return torch.where(finite, found, torch.nan)
     size = matrices.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     matrices = matrices / size[..., None, None]
     if matrices.shape[-2] > matrices.shape[-1]:
         matrices = matrices.mT
     largest = torch.linalg.eigvalsh(matrices @ matrices.mT)[..., -1].clamp(min=0).sqrt()
-    return largest * size * (1 + guard(torch.float64) * long * short)
+    found = largest * size * (1 + guard(torch.float64) * long * short)
+    return torch.where(finite, found, torch.nan)
 
 
 def upper_magnitude(lower: Tensor, upper: Tensor) -> Tensor:

@@ -325,3 +325,14 @@ def test_an_output_that_ignores_the_input():
         for outputs in ("each", "all"):
             result = local_lipschitz(model, torch.ones(3), 0.1, norm=norm, outputs=outputs)
             assert result.upper_bound == 0
+
+
+@pytest.mark.parametrize("size", [3, 200])
+def test_spectral_bound_of_what_overflowed_is_not_a_number(size):
+    """The others of the batch keep theirs, and nothing is raised."""
+    matrices = torch.eye(size).repeat(3, 1, 1)
+    matrices[0, 0, 1], matrices[1, 1, 0] = torch.inf, torch.nan
+    found = spectral_norm_bound(matrices)
+    assert found.isnan().tolist() == [True, True, False]
+    assert 1 <= float(found[2]) < 1 + 1e-6
+    assert Measure("2", joint=True)(matrices).isnan().flatten().tolist() == [True, True, False]
