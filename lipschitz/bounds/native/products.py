@@ -66,12 +66,12 @@ def product_bounds(
     bounds = joint.intervals.bounds
     preacts = {a: _rounded(i, dtype) for a, i in joint.source.preacts(bounds).items()}
     rows = NormBounds(
-        raise_upper_bound(norm.upper_bound.to(dtype)),
+        raise_upper_bound(_at_least(norm.upper_bound, dtype)),
         _rounded(norm.entries, dtype),
         {a: _rounded(i, dtype) for a, i in norm.cotangents.items()},
         {},
     )
-    together = raise_upper_bound(_of_all_rows(exact, norm).to(dtype))
+    together = raise_upper_bound(_at_least(_of_all_rows(exact, norm), dtype))
     return RootBounds(together, preacts, rows, joint=joint)
 
 
@@ -90,6 +90,13 @@ def _rounded(interval: Interval, dtype: torch.dtype) -> Interval:
     """The same or a wider interval in another dtype."""
     if interval.lower.dtype == dtype:
         return interval
-    lower, upper = (end.to(dtype) for end in interval)
+    lower, upper = -_at_least(-interval.lower, dtype), _at_least(interval.upper, dtype)
     unit = guard(dtype)
     return Interval(lower - unit * lower.abs(), upper + unit * upper.abs())
+
+
+def _at_least(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values rounded up to another dtype; what is too small for it is not taken for 0."""
+    found = values.to(dtype)
+    above = torch.nextafter(found, torch.full_like(found, torch.inf))
+    return torch.where(found.to(values.dtype) < values, above, found)

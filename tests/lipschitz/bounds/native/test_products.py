@@ -156,6 +156,14 @@ def test_a_factor_that_the_box_fixes(radius, dtype):
     assert (bound <= interval_bounds(problem) * (1 + 1e-4)).all()
 
 
+def test_slopes_too_small_for_float32_are_not_zero():
+    graph = build_graph(Calls(lambda y: 1e-25 * y * (1e-25 * y.flip(1))), (4,)).single
+    problem = make_problem(graph, torch.ones(4), 0.01)
+    root = native_crown(problem)
+    assert (root.class_upper_bounds.double() >= sampled_norms(problem)).all()
+    assert (root.norm.entries.upper > root.norm.entries.lower).any()
+
+
 NUMBERS = {
     "sum": lambda y: torch.stack([y[:, 0] + 1.5, (y[:, 0] - 0.5) * y[:, 1] - 1], 1),
     "scaled": lambda y: (3 * y[:, 0] + 1)[:, None] * y,
