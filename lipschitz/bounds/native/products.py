@@ -96,7 +96,8 @@ def _rounded(interval: Interval, dtype: torch.dtype) -> Interval:
 
 
 def _at_least(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values rounded up to another dtype; what is too small for it is not taken for 0."""
+    """Values in another dtype, those rounded up that are too small for it to keep their digits."""
     found = values.to(dtype)
     above = torch.nextafter(found, torch.full_like(found, torch.inf))
-    return torch.where(found.to(values.dtype) < values, above, found)
+    small = found.abs() < torch.finfo(dtype).tiny  # of others guards cover the rounding
+    return torch.where(small & (found.to(values.dtype) < values), above, found)
