@@ -38,3 +38,13 @@ def rounded_down(value: float, dtype: torch.dtype) -> float:
     if math.isfinite(value) and float(nearest) > value:
         nearest = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
     return float(nearest)
+
+
+def rounded_up(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The smallest numbers of ``dtype`` that are not below ``values``; NaN stays, same shape.
+
+    To the nearest, a positive bound below the smallest number of ``dtype`` would become 0.
+    """
+    found = values.to(dtype)
+    above = torch.nextafter(found, torch.full_like(found, torch.inf))
+    return torch.where(found.to(values.dtype) < values, above, found)

@@ -20,7 +20,7 @@ from lipschitz.errors import InputError
 from lipschitz.network.graph import Graph, refuse_products
 from lipschitz.problem import LocalProblem
 from lipschitz.result import LipschitzResult
-from lipschitz.rounding import raise_upper_bound
+from lipschitz.rounding import rounded_up
 from lipschitz.search.boxes_first import BoxesFirst, can_cut_first
 from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
@@ -259,7 +259,7 @@ def _lower(root: RootBounds, bounds: Tensor) -> RootBounds:
     """The same with other bounds [R] where these are lower, in the precision that it has."""
     known = root.class_upper_bounds
     if bounds.dtype != known.dtype:
-        bounds = raise_upper_bound(bounds.to(known.dtype))
+        bounds = rounded_up(bounds, known.dtype)
     return replace(root, class_upper_bounds=torch.minimum(bounds, known))
 
 

@@ -25,7 +25,7 @@ from lipschitz.bounds.native.terms.linear import ONE_PASS, STAGE, PlaneSearch
 from lipschitz.network.affine import AffineMap, Linear
 from lipschitz.network.derivative import Adjoint, Terms
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import guard
+from lipschitz.rounding import rounded_up
 
 # Work is counted in multiplications of one pass; 10^10 of them took about 4 seconds on one core,
 # for networks of 300 to 16,000 neurons. These limits are choices: with them planes take about as
@@ -133,10 +133,7 @@ class ProblemPlanes:
     def _bounds(self, coefficients: Tensor, search: PlaneSearch) -> Tensor:
         """The same in the precision of the planes, rounded upward."""
         found = self.joint.upper_bounds(coefficients.to(self._dtype), search)
-        if found.dtype == coefficients.dtype:
-            return found
-        found = found.to(coefficients)
-        return found + guard(found.dtype) * found.abs()
+        return rounded_up(found, coefficients.dtype)
 
     def entries(self) -> Interval:
         """Interval of every entry, [R, *input_shape]."""

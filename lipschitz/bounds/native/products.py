@@ -22,7 +22,7 @@ from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.problem import LocalProblem
-from lipschitz.rounding import guard, raise_upper_bound
+from lipschitz.rounding import raise_upper_bound, rounded_up
 
 # Weights and lines as they are, in one pass of every row.
 CROWN = PlaneSearch(steps=0, corners=False)
@@ -66,12 +66,12 @@ def product_bounds(
     bounds = joint.intervals.bounds
     preacts = {a: _rounded(i, dtype) for a, i in joint.source.preacts(bounds).items()}
     rows = NormBounds(
-        raise_upper_bound(_at_least(norm.upper_bound, dtype)),
+        raise_upper_bound(rounded_up(norm.upper_bound, dtype)),
         _rounded(norm.entries, dtype),
         {a: _rounded(i, dtype) for a, i in norm.cotangents.items()},
         {},
     )
-    together = raise_upper_bound(_at_least(_of_all_rows(exact, norm), dtype))
+    together = raise_upper_bound(rounded_up(_of_all_rows(exact, norm), dtype))
     return RootBounds(together, preacts, rows, joint=joint)
 
 
@@ -88,16 +88,4 @@ def _of_all_rows(problem: LocalProblem, norm: NormBounds) -> Tensor:
 
 def _rounded(interval: Interval, dtype: torch.dtype) -> Interval:
     """The same or a wider interval in another dtype."""
-    if interval.lower.dtype == dtype:
-        return interval
-    lower, upper = -_at_least(-interval.lower, dtype), _at_least(interval.upper, dtype)
-    unit = guard(dtype)
-    return Interval(lower - unit * lower.abs(), upper + unit * upper.abs())
-
-
-def _at_least(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in another dtype, those rounded up that are too small for it to keep their digits."""
-    found = values.to(dtype)
-    above = torch.nextafter(found, torch.full_like(found, torch.inf))
-    small = found.abs() < torch.finfo(dtype).tiny  # of others guards cover the rounding
-    return torch.where(small & (found.to(values.dtype) < values), above, found)
+    return Interval(-rounded_up(-interval.lower, dtype), rounded_up(interval.upper, dtype))

@@ -91,3 +91,15 @@ def test_signs_that_the_root_leaves_open_are_found_by_cutting_the_box():
     assert without.verdict == "undecided"
     assert found.verdict == "increasing"
     assert found.domains > 0
+
+
+def test_slopes_below_the_smallest_number_of_single_precision_are_not_constant():
+    class Tiny(nn.Module):
+        def forward(self, x):
+            return x[:, :1] * torch.exp(-200 - x[:, 1:] ** 2)
+
+    graph = build_graph(Tiny().eval(), (2,))
+    problem = make_problem(graph, torch.tensor([0.5, 0.3]), 0.1)
+    rising, falling = entry_signs(problem, [0, 1], limits=SignLimits(timeout=0.0))
+    assert (rising.verdict, falling.verdict) == ("increasing", "decreasing")
+    assert rising.upper > 0 > falling.lower
