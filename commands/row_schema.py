@@ -90,7 +90,7 @@ ROW_SCHEMA: dict[str, Column] = {
     "classes": _setting("outputs asked about", "text", "all"),
     "margins": _setting("differences of outputs instead of outputs", "label or all", "outputs"),
     "optimize": _setting(
-        "whether crown, or --curvature, optimised slopes before bounding", "true or false"
+        "whether crown, joint or --curvature optimised slopes or planes", "true or false"
     ),
     "ob_iteration": _setting("steps of that", "number", "not optimised, or --curvature"),
     "ob_lr": _setting("length of these steps", "number", "not optimised, or --curvature"),

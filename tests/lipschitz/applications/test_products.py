@@ -59,7 +59,8 @@ def test_signs_are_those_of_every_gradient(name, eps, dtype):
     generator = torch.Generator().manual_seed(0)
     share = torch.rand(500, *x.shape[1:], generator=generator, dtype=torch.float64)
     share[250:] = share[250:].round()
-    points = problem.lower.double() + share * (problem.upper - problem.lower).double()
+    lower, upper = problem.lower.double(), problem.upper.double()
+    points = lower + share * (upper - lower)
     rows = problem.rows.double().expand(len(points), -1)
     gradients = graph.double.gradients(points, rows).flatten(1)
     for sign in signs:

@@ -224,8 +224,8 @@ def test_factors_that_touch_zero(centre):
 def test_a_value_times_itself_is_as_good_as_its_square():
     """Turned over twice, a factor does not show that it is the other."""
     shape, x = (3,), torch.tensor([0.3, -0.2, 0.05], dtype=torch.float64)
-    square = build_graph(_Square(hidden=False), shape)
-    product = build_graph(_Square(hidden=True), shape)
+    square = build_graph(_Square(hidden=False), shape).double
+    product = build_graph(_Square(hidden=True), shape).double
     assert product.product_nodes
     assert not square.product_nodes
     found = [native_crown(make_problem(g, x, 0.1)).class_upper_bounds for g in (square, product)]
