@@ -41,10 +41,15 @@ class Norm:
     of_matrices: Callable[[Tensor], Tensor]
 
 
+def _finite(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Which matrices are finite, [...], and these with 0 for the others, on which LAPACK raises."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    return finite, torch.where(finite[..., None, None], matrices, 0.0)
+
+
 def _singular_value(matrices: Tensor) -> Tensor:
     """The largest, [..., R, D] -> [...]; not a number of a matrix with what overflowed."""
-    finite = matrices.isfinite().all(-1).all(-1)
-    matrices = torch.where(finite[..., None, None], matrices, 0.0)  # else LAPACK raises
+    finite, matrices = _finite(matrices)
     return torch.where(finite, torch.linalg.matrix_norm(matrices, ord=2), torch.nan)
 
 
@@ -63,11 +68,9 @@ def spectral_norm_bound(matrices: Tensor) -> Tensor:
     """
     matrices = matrices.double()
     long, short = max(matrices.shape[-2:]), min(matrices.shape[-2:])
-    finite = matrices.isfinite().all(-1).all(-1)
-    matrices = torch.where(finite[..., None, None], matrices, 0.0)
     if long * short <= _LARGEST_SVD:
-        found = _singular_value(matrices) * (1 + guard(torch.float64) * long)
-        return torch.where(finite, found, torch.nan)
+        return _singular_value(matrices) * (1 + guard(torch.float64) * long)
+    finite, matrices = _finite(matrices)
     size = matrices.abs().amax((-2, -1)).clamp(min=torch.finfo(torch.float64).tiny)
     matrices = matrices / size[..., None, None]
     if matrices.shape[-2] > matrices.shape[-1]:

@@ -187,9 +187,9 @@ NETWORKS = {
 }
 
 
-def network(name, dtype=torch.float64):
+def network(name, dtype=torch.float64, networks=NETWORKS):
     """The network with weights that depend on its name alone, and a batch of points."""
-    module, shape = NETWORKS[name]
+    module, shape = networks[name]
     generator = torch.Generator().manual_seed(len(name))
     module = module.to(dtype).eval()
     with torch.no_grad():

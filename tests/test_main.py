@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cases import REFERENCE, REFERENCES, ROOT
+from main_calls import run
 from torch import nn
 
 import main
@@ -64,13 +65,6 @@ def folder(tmp_path, monkeypatch):
     np.savez("points.npz", x=x, y=np.array([0, 1, 2]))
     np.savez("unlabelled.npz", x=x)
     return tmp_path
-
-
-def run(*argv: str) -> int:
-    try:
-        return run_cli(main.main, [*argv, "--quiet"])
-    except SystemExit as exit_:  # argparse's own errors
-        return exit_.code
 
 
 def rows(path: str = "rows.jsonl") -> list[dict]:

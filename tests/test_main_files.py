@@ -1,6 +1,5 @@
 """Files that users give to the command line, and everything that can be wrong with them."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from cases import ROOT
+from main_calls import refused, rows, run
 from torch import nn
-
-import main
-from utils import run_cli
 
 OWN = """
 import torch
@@ -36,33 +33,8 @@ def folder(tmp_path, monkeypatch):
     np.save("x.npy", X)
 
 
-def run(*argv: str) -> int:
-    try:
-        return run_cli(main.main, [*map(str, argv), "--quiet"])
-    except SystemExit as exit_:  # argparse's own errors
-        return exit_.code
-
-
-def rows(*argv: str, code: int = 0) -> list[dict]:
-    """The rows of a run."""
-    Path("rows.jsonl").unlink(missing_ok=True)
-    assert run(*argv, "--output", "rows.jsonl") == code
-    return [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-
-
 def upper(*argv: str) -> list[float]:
     return [row["upper_bound"] for row in rows(*argv)]
-
-
-def refused(capsys, *argv: str) -> str:
-    """The only line of a run that is refused."""
-    capsys.readouterr()
-    assert run(*argv) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_points_of_npy_and_csv_are_those_of_npz():

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from cases import ROOT
+from main_calls import refused, rows, run
 
-import main
 from commands import curvature as command
 from lipschitz import local_curvature
 from lipschitz.search import curvature
-from utils import run_cli
 
 OWN = """
 import torch
@@ -72,31 +71,6 @@ def folder(tmp_path, monkeypatch):
     Path("own.py").write_text(OWN)
     np.savez("points.npz", x=X, y=np.array([0, 1, 0]))
     np.savez("wide.npz", x=np.zeros((1, 80)))
-
-
-def run(*argv: str) -> int:
-    try:
-        return run_cli(main.main, [*argv, "--quiet"])
-    except SystemExit as exit_:  # argparse's own errors
-        return exit_.code
-
-
-def rows(*argv: str, code: int = 0) -> list[dict]:
-    """The rows of a run."""
-    Path("rows.jsonl").unlink(missing_ok=True)
-    assert run(*argv, "--output", "rows.jsonl") == code
-    return [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
-
-
-def refused(capsys, *argv: str) -> str:
-    """The only line of a run that is refused."""
-    capsys.readouterr()
-    assert run(*argv) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def model(name: str) -> torch.nn.Module:

@@ -5,8 +5,9 @@
 bounds their pre-activations by CROWN with the lines of ``lines``, whose lower slopes (alpha)
 ``slopes`` may optimise; ``backward`` bounds the Jacobian from the resulting intervals of the
 activations' slopes. ``crown`` and ``alpha`` put the two together, without and with optimised
-slopes; ``joint`` bounds networks with curved activations more tightly, on the graphs of ``terms``,
-and ``plane_rows`` single entries of their Jacobians. ``curvature`` bounds products of the Hessian
+slopes, and ``root`` is what they give; ``joint`` bounds networks with curved activations more
+tightly, on the graphs of ``terms``, ``products`` networks that multiply two values, and
+``plane_rows`` single entries of the Jacobians of both. ``curvature`` bounds products of the Hessian
 with directions, ``hessian_matrices`` whole Hessians, ``hessian_norms`` norms from intervals of
 entries, and ``hessian_root`` puts these together for one box.
 ``plan`` holds what is known of a graph before there is a box, ``rows`` and ``memory`` keep the rows

@@ -98,8 +98,7 @@ class JointBound:
         elif not has_products:
             self.intervals = term_intervals(*arguments)
         if has_products:
-            if search.narrows or not source.is_carried_forward:
-                self.intervals = self._narrowed(known)
+            self.intervals = self._narrowed(known)
         elif search.steps:
             for a in reversed(source.graph.activation_nodes):
                 if source.at_nodes.get(a) in known and self._tighten(source.at_nodes[a], known):

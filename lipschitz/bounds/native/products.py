@@ -20,19 +20,16 @@ from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.root import RootBounds
-from lipschitz.bounds.native.terms.linear import PlaneSearch
+from lipschitz.bounds.native.terms.linear import ONE_PASS, PlaneSearch
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import raise_upper_bound, rounded_up
-
-# Weights and lines as they are, in one pass of every row.
-CROWN = PlaneSearch(steps=0, corners=False)
 
 
 @torch.no_grad()
 def product_bounds(
     problem: LocalProblem,
     *,
-    search: PlaneSearch = CROWN,
+    search: PlaneSearch = ONE_PASS,
     memory_budget: int | None = None,
     clock: Clock = UNLIMITED,
 ) -> RootBounds:

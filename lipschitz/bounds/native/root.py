@@ -13,7 +13,7 @@ from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.network.derivative import Terms
 
 
-class Functionals(Protocol):
+class FunctionalBounds(Protocol):
     """What bounds linear functionals of the Jacobian besides its norm.
 
     Attributes:
@@ -45,4 +45,4 @@ class RootBounds:
     preacts: dict[int, Interval]
     norm: NormBounds
     rounding: dict[int, Tensor] = field(default_factory=dict)
-    joint: Functionals | None = None
+    joint: FunctionalBounds | None = None

@@ -222,10 +222,10 @@ class InputSearch:
     def _by_planes(
         self, rows: Tensor, lower: Tensor, upper: Tensor
     ) -> tuple[dict[int, Interval], NormBounds]:
-        """The same by planes, and by affine forms instead of CROWN where these cost less."""
+        """The same by planes, after CROWN where there are no products."""
         source, known = self._terms, None
         preacts: dict[int, Interval] = {}
-        if self.plan is not None and not source.is_carried_forward:
+        if self.plan is not None:
             preacts, known = self._by_chords(rows, lower, upper)
             if self.clock.is_over:
                 return preacts, known

@@ -49,8 +49,6 @@ class PlaneSearch:
         patience: Steps in a row without the least gain after which it stops.
         least_gain: Share of the bound.
         cotangent_steps: Largest number of steps for the intervals of cotangents, which come first.
-        narrows: Where there are products, values and cotangents get rows of their own though affine
-            forms bound them.
     """
 
     steps: int = 10
@@ -60,11 +58,10 @@ class PlaneSearch:
     patience: int = 3
     least_gain: float = 1e-4
     cotangent_steps: int = 0
-    narrows: bool = True
 
 
 # One pass, for many boxes.
-ONE_PASS = PlaneSearch(steps=0, corners=False, narrows=False)
+ONE_PASS = PlaneSearch(steps=0, corners=False)
 
 
 class LinearBounds:

@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 
+import products
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,16 +175,8 @@ every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 def network(name, dtype=torch.float64):
-    module, shape = NETWORKS[name]
-    generator = torch.Generator().manual_seed(len(name))
-    module = module.to(dtype).eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(values / max(1, parameter.shape[-1]) ** 0.5)
-            parameter.requires_grad_(False)
-    x = torch.rand(3, *shape, generator=generator, dtype=torch.float64).to(dtype)
-    return module, x
+    module, x = products.network(name, dtype, NETWORKS)
+    return module.requires_grad_(False), x
 
 
 def check(graph, module, x, rtol=1e-8):
