@@ -20,6 +20,7 @@ LIBRARY = [
     "lipschitz.network.activations",
     "lipschitz.network.affine",
     "lipschitz.network.ranges",
+    "lipschitz.network.pooled",
     "lipschitz.network.graph",
     "lipschitz.network.composed",
     "lipschitz.network.pooling",

@@ -17,6 +17,7 @@ from torch import Tensor
 from lipschitz.errors import InputError
 from lipschitz.network.activations import Activation
 from lipschitz.network.affine import AffineMap
+from lipschitz.network.pooled import Pooled
 from lipschitz.network.ranges import LogShares, Rising, Within
 
 # Another way to the interval of a node's value.
@@ -53,6 +54,7 @@ class Node:
             have the same shape.
         range: Another way to its interval.
         closed: Another way to its derivative.
+        pooled: The maximum that it is, at the last node of a tree of comparisons.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Node:
     is_product: bool = False
     range: Range | None = None
     closed: Closed | None = None
+    pooled: Pooled | None = None
 
     def renumbered(self, place: Callable[[int], int]) -> Node:
         """The same node where others have other indices, which ``place`` gives."""
@@ -72,7 +75,8 @@ class Node:
         if closed is not None:
             closed = replace(closed, of=tuple(place(p) for p in closed.of))
         parents = tuple(place(p) for p in self.parents)
-        return replace(self, parents=parents, range=known, closed=closed)
+        pooled = None if self.pooled is None else self.pooled.renumbered(place)
+        return replace(self, parents=parents, range=known, closed=closed, pooled=pooled)
 
 
 class Graph:
@@ -113,6 +117,7 @@ class Graph:
                 n,
                 affine=None if n.affine is None else n.affine.to(device, dtype),
                 activation=None if n.activation is None else n.activation.to(device, dtype),
+                pooled=None if n.pooled is None else n.pooled.to(device),
             )
             for n in self.nodes
         ]

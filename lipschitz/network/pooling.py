@@ -1,11 +1,10 @@
 """Max pooling as a tree of ``max(a, b) = b + relu(a - b)``.
 
-The identity is exact, so pooling needs no relaxation, slope or split of its own: every engine,
-search and baseline that knows affine maps and ReLU knows it. It is also the tighter way. With one
-slope in [0, 1] for each entry of a window, the backward relaxation forgets that the slopes sum to
-1; in the tree ``g s`` goes to one entry and ``g - g s`` to the other, and where both count alike
-the two cancel exactly. A neuron of the tree compares two entries, which is also what a search had
-better split.
+The identity is exact, so every engine, search and baseline that knows affine maps and ReLU knows
+pooling. A neuron of the tree compares two blocks of entries, which is what a search splits. The
+tree's last node says besides that it is the maximum of its windows
+(:mod:`lipschitz.network.pooled`): the native engine passes from there to the entries by lines for
+the maximum as a whole, which are tighter and cheaper than those of the tree.
 
 Padding never wins a maximum, so a window's padded entries are simply left out.
 """
@@ -22,6 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipschitz.network.affine import AffineMap
+from lipschitz.network.pooled import ordered
+
+# Most entries of a window that are compared with each other; larger windows become maxima of
+# maxima. A choice: lines for a window hold the square of its entries.
+LARGEST_WINDOW = 16
 
 
 class Selection(AffineMap):
@@ -86,11 +90,16 @@ class Comparison:
         difference: ``a - b`` of every pair.
         chosen: ``b`` of every pair, and the entry of every window that has no pair left.
         placed: Where the pairs' excess ``relu(a - b)`` belongs.
+        pairs: Position of every pair among the differences, [windows, pairs]; -1 for none.
+        entries: What every number of the result is the maximum of: flat positions in the first
+            level's input, [numbers, entries]; -1 for none.
     """
 
     difference: Selection
     chosen: Selection
     placed: Selection
+    pairs: Tensor
+    entries: Tensor
 
 
 def comparisons(
@@ -107,8 +116,8 @@ def comparisons(
     """
     levels: list[Comparison] = []
     # The entries that a window has come first, in their order; places without one (-1) come last.
-    order = (windows < 0).to(torch.int8).argsort(dim=1, stable=True)
-    current, shape = windows.gather(1, order), torch.Size(input_shape)
+    windows = ordered(windows)
+    current, shape = windows, torch.Size(input_shape)
     while current.shape[1] > 1 or not levels:
         if current.shape[1] % 2:
             current = torch.cat([current, torch.full_like(current[:, :1], -1)], dim=1)
@@ -119,12 +128,17 @@ def comparisons(
         last = current.shape[1] == 2
         after = torch.Size(output_shape) if last else torch.Size((int(present.sum()),))
         middle = torch.Size((int(paired.sum()),))
-        excess = torch.where(paired, pairs, -1)[present]
+        pairs = torch.where(paired, pairs, -1)
+        excess = pairs[present]
+        width = 2 ** (len(levels) + 1)
+        blocks = F.pad(windows, (0, first.shape[1] * width - windows.shape[1]), value=-1)
         levels.append(
             Comparison(
                 Selection([(1, second[paired]), (-1, first[paired])], shape, middle),
                 Selection([(1, first[present])], shape, after),
                 Selection([(1, excess)], middle, after),
+                pairs,
+                blocks.unflatten(1, (-1, width))[present],
             )
         )
         position = torch.cumsum(present.flatten(), 0).reshape(present.shape) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lipschitz.network import affine
@@ -15,7 +16,9 @@ from lipschitz.network.composed.norms import mark_normalised
 from lipschitz.network.composed.softmax import softmax
 from lipschitz.network.composed.writer import Writer
 from lipschitz.network.graph import Node
-from lipschitz.network.pooling import comparisons
+from lipschitz.network.pooled import Level, Pooled, largest_of, ordered
+from lipschitz.network.pooling import LARGEST_WINDOW, comparisons
+from lipschitz.network.ranges import Rising
 from lipschitz.network.scalar_forms import Fold, Forms
 from lipschitz.network.written_out import norm_of, softmax_of
 
@@ -164,8 +167,28 @@ class Recording:
             windows: Flat positions in it, [windows, entries]; -1 for padding.
             shape: Of the result, without the batch dimension.
         """
+        before = self.nodes[parent.index]
+        rising = before.activation if _rises(before.activation) else None
+        if rising is not None:  # a rising function of the largest entry is the largest of all
+            inner = Branch(before.parents[0], parent.shape)
+            maximum = self._maximum(f"{name}.of", inner, windows, shape)
+            return self.add_function(name, maximum, rising)
+        return self._maximum(name, parent, windows, shape)
+
+    def _maximum(self, name: str, parent: Branch, windows: Tensor, shape: torch.Size) -> Branch:
+        windows = ordered(windows)
+        if windows.shape[1] > LARGEST_WINDOW:
+            blocks = -(-windows.shape[1] // LARGEST_WINDOW)
+            rest = blocks * LARGEST_WINDOW - windows.shape[1]
+            parts = F.pad(windows, (0, rest), value=-1).unflatten(1, (blocks, LARGEST_WINDOW))
+            present = parts[..., 0] >= 0
+            count = torch.Size([int(present.sum())])
+            parent = self._maximum(f"{name}.part", parent, parts[present], count)
+            position = torch.cumsum(present.flatten(), 0).reshape(present.shape) - 1
+            return self._maximum(name, parent, torch.where(present, position, -1), shape)
         current, relu = parent, PiecewiseLinear()
         device, dtype = self.sample_input.device, self.sample_input.dtype
+        tree: list[Level] = []
         for level in comparisons(windows, parent.shape, shape):
             x = self.samples[current.index]
             chosen = level.chosen.to(device, dtype)
@@ -181,8 +204,19 @@ class Recording:
             excess = placed.linear(excess)
             gain = self.add(f"{name}.place", (positive.index,), excess, affine=placed)
             both = affine.Combination((1, 1), kept.shape[1:])
-            current = self.add(name, (base.index, gain.index), kept + excess, affine=both)
+            known = Rising((parent.index,), largest_of(level.entries.to(device), kept.shape[1:]))
+            total = kept + excess
+            current = self.add(name, (base.index, gain.index), total, affine=both, range=known)
+            tree.append(Level(positive.index, level.pairs.to(device)))
+        self.mark(current, pooled=Pooled(parent.index, windows.to(device), tuple(tree)))
         return current
+
+
+def _rises(activation: Activation | None) -> bool:
+    """Whether an activation is one function of all entries, defined everywhere, and never falls."""
+    if activation is None or activation.needs or activation.slope_range[0] < 0:
+        return False
+    return all(isinstance(value, (bool, int, float, str)) for value in vars(activation).values())
 
 
 def _detached(operation: affine.AffineMap) -> affine.AffineMap:
