@@ -90,9 +90,20 @@ class RowFile:
             file.write(_line(_cells(row)))
             file.flush()
 
-    def has(self, key: tuple[str, str, str, float]) -> bool:
-        """Whether a row is there that a rerun need not compute again."""
-        return any(row.key == key and row.status not in _AGAIN for row in self.rows)
+    def has(self, key: tuple[str, str, str, float], seconds: float | None = None) -> bool:
+        """Whether a row is there that a rerun need not compute again.
+
+        Args:
+            key: The row's.
+            seconds: That it must have been given, but for little; of an attack, whose time is that
+                of the slowest method.
+        """
+        return any(
+            row.key == key
+            and row.status not in _AGAIN
+            and (seconds is None or row.seconds is None or row.seconds >= 0.9 * seconds)
+            for row in self.rows
+        )
 
     def _read(self) -> None:
         text = self.path.read_text()

@@ -19,8 +19,8 @@ def test_a_run_and_a_rerun(nets, capsys):
     assert run_cli(others.main, argv) == 0
     text = (nets / "out" / "others.csv").read_text()
     rows = RowFile(nets / "out" / "others.csv").rows
-    assert [row.method for row in rows] == [ATTACK, "crown", "bab"]
-    attack, crown, bab = rows
+    assert [row.method for row in rows] == ["crown", "bab", ATTACK]
+    crown, bab, attack = rows
     assert attack.course[-1][1] == attack.lower > 0
     assert crown.upper >= bab.upper >= attack.lower * (1 - 1e-6)
     assert (nets / "out" / "others.png").stat().st_size > 1000
@@ -79,13 +79,13 @@ def test_a_contradicted_published_value_is_loud(nets, monkeypatch, capsys):
 
 def test_ctrl_c_keeps_the_rows(nets, monkeypatch):
     def interrupted(job):
-        yield {"method": job["methods"][0], "lower": 2.0, "status": "attack"}
+        yield {"method": job["methods"][0], "lower": 2.0, "status": "bound"}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(others, "rows_of", interrupted)
     assert run_cli(others.main, arguments(nets)) == 130
     (row,) = RowFile(nets / "out" / "others.csv").rows
-    assert (row.network, row.method, row.lower) == ("mlp", ATTACK, 2.0)
+    assert (row.network, row.method, row.lower) == ("mlp", "ibp", 2.0)
 
 
 def test_too_little_memory_ends_in_rows(nets):
@@ -123,6 +123,13 @@ def test_what_crashed_is_tried_again(tmp_path):
     file = RowFile(tmp_path / "others.csv")
     file.add(Row("table", "net", "0.1", "alpha", 1.0, status="crashed"))
     assert not file.has(("net", "0.1", "alpha", 1.0))
+
+
+def test_an_attack_that_was_shorter_than_a_method_is_made_again(tmp_path):
+    file = RowFile(tmp_path / "others.csv")
+    file.add(Row("table", "net", "0.1", ATTACK, 60.0, None, 2.0, "attack", 5.0))
+    assert file.has(("net", "0.1", ATTACK, 60.0), 5.2)
+    assert not file.has(("net", "0.1", ATTACK, 60.0), 60.0)
 
 
 def test_another_csv_is_refused(nets, capsys):
