@@ -104,7 +104,7 @@ def load_network(entry: Entry, folder: Path) -> Network:
     if path.suffix == ".onnx":
         from benchmarks.others.onnx_evaluator import onnx_function
 
-        return Network(onnx_function(path, bool(entry.get("channels_last"))))
+        return Network(onnx_function(path))
     return Network(_layered(entry["layers"], stored_weights(path)))
 
 

@@ -8,7 +8,6 @@ An object has ``name``, ``file``, ``input_shape``, ``centre`` and ``boxes``, and
   ``NAME.weight`` and ``NAME.bias`` of a state dict, or ``WNAME`` and ``bNAME`` of an archive, where
   ``y = x @ W + b``. An ONNX file holds its layers itself.
 - ``mean``, ``std`` of channels: the network takes normalised pixels, and ``eps`` is of pixels.
-- ``channels_last``: the ONNX file takes [H, W, C]; shapes and centres here are [C, H, W].
 - ``sha256`` of the file; ``published``: ``{"norm": 2, "region": "R^n", "value": 1.74}``.
 
 ``centre`` is ``{"array": FILE.npy, "index": 0}`` (pixels), ``{"values": [...]}``, or the middle

@@ -18,12 +18,8 @@ from benchmarks.others.evaluator import Function, Kinks
 Operator = Callable[[list[Any], dict[str, Any], Kinks], Any]
 
 
-def onnx_function(path: Path, channels_last: bool) -> Function:
+def onnx_function(path: Path) -> Function:
     """The file's network as a function of one example.
-
-    Args:
-        path: The file.
-        channels_last: It takes [H, W, C], the function [C, H, W].
 
     Raises:
         ValueError: An operator that is not known here, or several inputs or outputs.
@@ -53,8 +49,6 @@ def onnx_function(path: Path, channels_last: bool) -> Function:
     sizes = [dimension.dim_value or 1 for dimension in dimensions]
 
     def function(x: Tensor, kinks: Kinks) -> Tensor:
-        if channels_last:
-            x = x.permute(1, 2, 0)
         known: dict[str, Any] = {**stored, entry: x.reshape(sizes)}
         for operator, names, output, attributes in nodes:
             arguments = [known[name] if name else None for name in names]
