@@ -35,8 +35,11 @@ _STEPS = 30
 # inputs over the box, what is left of it at the end, and the first step in radii.
 _RANGES = ((1.0, 40.0), (0.003, 0.2), (0.05, 0.6))
 _REMEMBERED = 6  # climbs that led highest
+_PATIENCE = 3  # rounds of the same best before the pool is begun anew
+_AGAIN = 0.25  # share of new pools that hold the best of all before
 _ROWS = 4  # outputs that are climbed, those of the largest gradients
-_MOST_PIXELS = 1000  # above this many inputs batches are halved
+# Up to so many inputs batches are this many times as large: there calls cost more than points.
+_BATCHES = ((100, 4.0), (1000, 1.0), (math.inf, 0.5))
 
 
 @dataclass
@@ -86,7 +89,9 @@ class Attack:
         self.rows = torch.empty(0, dtype=torch.long)
         self.best_rows = torch.zeros(1, dtype=torch.long)
         self.climbs: list[tuple[float, list[float]]] = []
-        self.scale = 2 if self.inputs > _MOST_PIXELS else 1
+        # The best points, norms and rows of pools that were given up.
+        self.past: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scale = next(scale for most, scale in _BATCHES if self.inputs <= most)
 
     def run(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> Found:
         """Search for that long.
@@ -105,14 +110,19 @@ class Attack:
             self._look(batch)
             if over():
                 return self.found
-        widths = self._deviations()
+        widths, idle = self._deviations(), 0
         while not over():
+            before = float(self.values[0])
             for _ in self._climb(widths):
                 if over():
-                    break
+                    return self.found
             for _ in self._moves():
                 if over():
-                    break
+                    return self.found
+            idle = 0 if float(self.values[0]) > before * (1 + 1e-6) else idle + 1
+            if idle == _PATIENCE:
+                idle = 0
+                self._begin_anew()
         return self.found
 
     def norms(self, x: Tensor, slope: float = 0.0) -> Tensor:
@@ -203,9 +213,24 @@ class Attack:
     def _clamp(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.centre - self.radius), self.centre + self.radius)
 
+    def _begin_anew(self) -> None:
+        """Give the pool up: most often for points at random, at times for the best of all pools."""
+        self.past.append((self.points[:4], self.values[:4], self.rows[:4]))
+        self.past = sorted(self.past, key=lambda pool: -float(pool[1][0]))[:_POOL]
+        together = [torch.cat(parts) for parts in zip(*self.past, strict=True)]
+        self.points, self.values, self.rows = (part[:0] for part in together)
+        if float(torch.rand(1, generator=self.random)) < _AGAIN:
+            points, values, rows = together
+            self._keep(points, values, rows)
+        else:
+            unit = self._uniform((int(_PROPOSALS * self.scale), *self.shape))
+            corners = torch.rand(len(unit), generator=self.random) < 0.5
+            unit[corners] = unit[corners].sign()
+            self._look(self._within(unit))
+
     def _first_points(self) -> Iterator[Tensor]:
         yield self.centre[None]
-        count = _PROPOSALS // (4 * self.scale)
+        count = int(_PROPOSALS * self.scale / 4)
         for _ in range(4):
             unit = self._uniform((count, *self.shape))
             yield self._within(unit)
@@ -248,7 +273,7 @@ class Attack:
 
     def _climb(self, deviations: list[Tensor]) -> Iterator[None]:
         """Ascent of the rounded off norm by steps of signs, kinks sharpened on the way."""
-        x, rows = self._starts(_STARTS // self.scale)
+        x, rows = self._starts(int(_STARTS * self.scale))
         how = self._how_to_climb()
         first, left, length = how
         if float(torch.rand(1, generator=self.random)) < 0.7:
@@ -272,7 +297,7 @@ class Attack:
 
     def _moves(self) -> Iterator[None]:
         """Moves from the best points; what is better takes part in the next moves."""
-        count = _PROPOSALS // self.scale
+        count = int(_PROPOSALS * self.scale)
         for turn in range(12):
             chosen = torch.randint(min(len(self.points), 8), (count,), generator=self.random)
             x, rows = self.points[chosen], self.rows[chosen]
