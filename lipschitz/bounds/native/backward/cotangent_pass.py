@@ -13,14 +13,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from lipschitz.bounds.native.lines import Lines, inner, relax
-from lipschitz.bounds.native.memory.windows import crop, linear_from
+from lipschitz.bounds.native.memory.windows import Window, as_window, linear_from
 from lipschitz.bounds.native.plan import Plan
 
 
 def cotangent_upper_bound(
     plan: Plan,
     start: int,
-    coefficients: Tensor,
+    coefficients: Tensor | Window,
     lines: dict[int, Lines],
     rows: Tensor,
     record: dict[int, Tensor] | None = None,
@@ -30,7 +30,7 @@ def cotangent_upper_bound(
     Args:
         plan: The graph.
         start: The node.
-        coefficients: [B or 1, K, *shape of the node].
+        coefficients: [B or 1, K, *shape of the node], or a window of them.
         lines: Lines of the slope products of every activation after the node.
         rows: Output directions, [B, C].
         record: If given, receives each activation's coefficients at ``h = g * s``.
@@ -38,8 +38,9 @@ def cotangent_upper_bound(
     Returns:
         [B, K].
     """
-    pending = {start: crop(coefficients)}
-    constant = rows.new_zeros(rows.shape[0], coefficients.shape[1])
+    first = as_window(coefficients)
+    pending = {start: first}
+    constant = rows.new_zeros(rows.shape[0], first.values.shape[1])
     last = len(plan.graph.nodes) - 1
     for index in range(start, last + 1):
         incoming = pending.pop(index, None)

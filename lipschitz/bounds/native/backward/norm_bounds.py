@@ -23,8 +23,10 @@ from lipschitz.bounds.native.interval import (
     product_interval,
 )
 from lipschitz.bounds.native.lines import Lines, product_lines
-from lipschitz.bounds.native.memory.budget import row_chunks, take
-from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
+from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.effort import cotangent_effort
+from lipschitz.bounds.native.memory.tiles import Tiles
+from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.norms import Measure
 
@@ -84,18 +86,20 @@ def cotangent_rows(
     """
     batch = len(rows)
     bounds = rows.new_full((2, batch, len(indices)), torch.inf)
-    chunks = row_chunks(batch, len(indices), plan.largest, budget, rows.element_size())
+    numbers = numbers_at_once(budget, rows.element_size())
+    tiles = Tiles.of(plan, node, indices, batch, numbers, cotangent_effort)
     stage = (STAGE, plan.layer(node)) if node else (ENTRIES,)
-    for boxes, chunk in clock.in_time(chunks, *stage):
+    for chunk in clock.in_time(tiles.chunks(), *stage):
+        boxes, part = chunk.boxes, chunk.rows
         result = cotangent_upper_bound(
             plan,
             node,
-            unit_rows(indices[chunk], plan.graph.nodes[node].shape, rows),
+            tiles.unit_rows(chunk, rows),
             {i: line.take(boxes) for i, line in lines.items()},
             take(rows, boxes),
         )
-        bounds[0, boxes, chunk], bounds[1, boxes, chunk] = result.chunk(2, dim=1)
-    return bounds
+        bounds[0, boxes, part], bounds[1, boxes, part] = result.chunk(2, dim=1)
+    return tiles.restored(bounds)
 
 
 def norm_bounds(

@@ -14,8 +14,10 @@ from lipschitz.bounds.native.interval import (
     intersect,
 )
 from lipschitz.bounds.native.lines import Lines, activation_lines
-from lipschitz.bounds.native.memory.budget import row_chunks, take
-from lipschitz.bounds.native.plan import Exactness, Plan, unit_rows
+from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.effort import value_effort
+from lipschitz.bounds.native.memory.tiles import Tiles
+from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.network.activations import PiecewiseLinear
 
@@ -47,22 +49,23 @@ def preactivation_rows(
         Upper bounds of z and of -z, [2, B, K]; infinity where the time did not suffice.
     """
     node = plan.preact_node(activation)
-    shape = plan.graph.nodes[node].shape
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
     batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
-    chunks = row_chunks(batch, len(indices), plan.largest, budget, lower.element_size())
-    for boxes, chunk in clock.in_time(chunks, STAGE, plan.layer(activation)):
+    numbers = numbers_at_once(budget, lower.element_size())
+    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort)
+    for chunk in clock.in_time(tiles.chunks(), STAGE, plan.layer(activation)):
+        boxes, rows = chunk.boxes, chunk.rows
         result = value_upper_bound(
             plan,
             node,
-            unit_rows(indices[chunk], shape, lower),
+            tiles.unit_rows(chunk, lower),
             {i: line.take(boxes) for i, line in lines.items()},
             take(centre, boxes),
             take(radius, boxes),
         )
-        bounds[0, boxes, chunk], bounds[1, boxes, chunk] = result.chunk(2, dim=1)
-    return bounds
+        bounds[0, boxes, rows], bounds[1, boxes, rows] = result.chunk(2, dim=1)
+    return tiles.restored(bounds)
 
 
 def preactivation_bounds(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lipschitz.bounds.native.lines import Lines, inner, relax
-from lipschitz.bounds.native.memory.windows import Window, adjoint, crop
+from lipschitz.bounds.native.memory.windows import Window, adjoint, as_window
 from lipschitz.bounds.native.plan import Plan
 
 
@@ -26,7 +26,7 @@ def box_maximum(coefficients: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
 def value_upper_line(
     plan: Plan,
     start: int,
-    coefficients: Tensor,
+    coefficients: Tensor | Window,
     lines: dict[int, Lines],
     record: dict[int, Window] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -35,15 +35,28 @@ def value_upper_line(
     Args:
         plan: The graph.
         start: The node.
-        coefficients: [B or 1, K, *shape of the node].
+        coefficients: [B or 1, K, *shape of the node], or a window of them.
         lines: Lines of every activation before the node.
         record: If given, receives the coefficients at every node passed.
 
     Returns:
         Coefficients of the input [B or 1, K, *input_shape], constant [B or 1, K].
     """
-    pending = {start: crop(coefficients)}
-    constant = coefficients.new_zeros(coefficients.shape[:2])
+    at_input, constant = _upper_line(plan, start, coefficients, lines, record)
+    return at_input.full(), constant
+
+
+def _upper_line(
+    plan: Plan,
+    start: int,
+    coefficients: Tensor | Window,
+    lines: dict[int, Lines],
+    record: dict[int, Window] | None,
+) -> tuple[Window, Tensor]:
+    """:func:`value_upper_line`, with the input's coefficients in a window."""
+    first = as_window(coefficients)
+    pending = {start: first}
+    constant = first.values.new_zeros(first.values.shape[:2])
     for index in range(start, 0, -1):
         rows = pending.pop(index, None)
         if rows is None:
@@ -63,13 +76,13 @@ def value_upper_line(
     # Every node that is not the input has parents, so the input is always reached.
     if record is not None:
         record[0] = pending[0]
-    return pending[0].full(), constant
+    return pending[0], constant
 
 
 def value_upper_bound(
     plan: Plan,
     start: int,
-    coefficients: Tensor,
+    coefficients: Tensor | Window,
     lines: dict[int, Lines],
     centre: Tensor,
     radius: Tensor,
@@ -80,7 +93,7 @@ def value_upper_bound(
     Args:
         plan: The graph.
         start: The node.
-        coefficients: [B or 1, K, *shape of the node].
+        coefficients: [B or 1, K, *shape of the node], or a window of them.
         lines: Lines of every activation before the node.
         centre, radius: The boxes, [B, *input_shape].
         record: If given, receives the coefficients at every node passed.
@@ -88,5 +101,6 @@ def value_upper_bound(
     Returns:
         [B, K].
     """
-    at_input, constant = value_upper_line(plan, start, coefficients, lines, record)
-    return constant + box_maximum(at_input, centre, radius)
+    at_input, constant = _upper_line(plan, start, coefficients, lines, record)
+    box = at_input.cut(centre), at_input.cut(radius)
+    return constant + box_maximum(at_input.values, *box)

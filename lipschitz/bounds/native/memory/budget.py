@@ -13,7 +13,7 @@ from torch import Tensor
 _COPIES = 6
 # Bytes of one chunk on a CPU. Chunks that leave the cache were up to seven times slower (page
 # faults of fresh memory); on which network and machine is not on record.
-_CPU_CHUNK = 16 * 2**20
+_CPU_CHUNK = 32 * 2**20
 # Bytes of one chunk on a GPU, a guess: enough rows to fill it, and not so many that the rows of a
 # chunk share no small window (see ``windows``).
 _CUDA_CHUNK = 2 * 2**30
@@ -38,6 +38,11 @@ def default_memory_budget(device: torch.device) -> int:
     return min(_CPU_CHUNK, free_memory(device) // 4)
 
 
+def numbers_at_once(budget: int, itemsize: int, copies: int = _COPIES) -> float:
+    """How many numbers a pass's largest tensor may have; see :func:`row_chunks`."""
+    return budget / (copies * itemsize)
+
+
 def row_chunks(
     batch: int, count: int, elements: int, budget: int, itemsize: int, copies: int = _COPIES
 ) -> Iterator[tuple[slice, slice]]:
@@ -51,10 +56,14 @@ def row_chunks(
         itemsize: Bytes per number.
         copies: Tensors of that size alive at once.
 
-    Yields:
+    Returns:
         (boxes, rows) as slices; together they cover everything once.
     """
-    fit = max(1, budget // (2 * copies * elements * itemsize))
+    return blocks(batch, count, max(1, budget // (2 * copies * elements * itemsize)))
+
+
+def blocks(batch: int, count: int, fit: int) -> Iterator[tuple[slice, slice]]:
+    """The same where ``fit`` of the rows do; all boxes of a row together where possible."""
     batch_step = min(batch, fit)
     count_step = max(1, min(count, fit // batch_step))
     for b in range(0, batch, batch_step):

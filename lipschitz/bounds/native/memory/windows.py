@@ -80,10 +80,31 @@ class Window:
         """The same window with other values in it."""
         return replace(self, values=values)
 
+    def within(self, starts: tuple[int, ...], sizes: tuple[int, ...]) -> Window:
+        """The same rows in a window around this one."""
+        if (starts, sizes) == (self.starts, self.sizes):
+            return self
+        offsets = tuple(a - b for a, b in zip(self.starts, starts, strict=True))
+        values = F.pad(self.values, _padding(offsets, self.sizes, sizes))
+        return replace(self, values=values, starts=starts)
+
     def __add__(self, other: Window) -> Window:
-        if (self.layout, self.starts, self.sizes) == (other.layout, other.starts, other.sizes):
-            return self.having(self.values + other.values)
-        return Window.whole(self.full() + other.full())
+        if self.layout != other.layout:
+            return Window.whole(self.full() + other.full())
+        both = hull((self.starts, self.sizes), (other.starts, other.sizes))
+        mine, others = self.within(*both), other.within(*both)
+        return mine.having(mine.values + others.values)
+
+
+# First positions and sizes of a window.
+Place = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def hull(first: Place, second: Place) -> Place:
+    """The smallest window around two."""
+    starts = tuple(map(min, first[0], second[0]))
+    ends = (max(a + n, b + m) for a, n, b, m in zip(*first, *second, strict=True))
+    return starts, tuple(e - s for s, e in zip(starts, ends, strict=True))
 
 
 def crop(rows: Tensor) -> Window:
@@ -99,6 +120,37 @@ def crop(rows: Tensor) -> Window:
             window, values=window.values.narrow(dim, start, end - start), starts=tuple(starts)
         )
     return window
+
+
+def as_window(rows: Tensor | Window) -> Window:
+    """Rows [B, K, *shape] in the smallest window that holds them, unless they are in one."""
+    return rows if isinstance(rows, Window) else crop(rows)
+
+
+def unit_window(indices: Tensor, place: Place, shape: torch.Size, like: Tensor) -> Window:
+    """Rows ``+e_k`` then ``-e_k``, as :func:`lipschitz.bounds.native.plan.unit_rows` has them.
+
+    Args:
+        indices: Flat coordinates k, [K].
+        place: A window that holds them all.
+        shape: Shape of the node.
+        like: Has the dtype and device.
+    """
+    starts, sizes = place
+    here, inside, stride = indices, torch.zeros_like(indices), 1
+    for size, start, extent in zip(
+        reversed(shape),
+        (*reversed(starts), 0)[: len(shape)],
+        (*reversed(sizes), *shape[:1]),
+        strict=True,
+    ):
+        inside = inside + (here % size - start) * stride
+        here, stride = here // size, stride * extent
+    count = len(indices)
+    rows = torch.zeros(2, count, stride, dtype=like.dtype, device=like.device)
+    rows[0].scatter_(1, inside.unsqueeze(1), 1)
+    rows[1].scatter_(1, inside.unsqueeze(1), -1)
+    return Window(rows.reshape(1, 2 * count, *shape[:1], *sizes), shape, shape, starts)
 
 
 def by_tiles(indices: Tensor, shape: torch.Size, tile: int = 4) -> Tensor:
@@ -154,17 +206,47 @@ def region(values: Tensor, starts: list[int], first: list[int], last: list[int])
 
 def _convolve(affine: Convolution, window: Window) -> Window:
     """Linear part of a convolution on a window: the outputs that the window reaches."""
-    starts, first, last = [], [], []
+    starts, sizes = reached(affine, (window.starts, window.sizes))
+    first, last = _region_read(affine, starts, sizes)
+    values = _apply(lambda rows: convolve_region(affine, rows, window, first, last), window.values)
+    return Window(values, affine.output_shape, affine.output_shape, starts)
+
+
+def reached(affine: Convolution, place: Place) -> Place:
+    """The outputs of a convolution that a window of its inputs reaches."""
+    starts, sizes = [], []
     for (stride, padding, reach), start, size, extent in zip(
-        geometry(affine), window.starts, window.sizes, affine.output_shape[1:], strict=True
+        geometry(affine), *place, affine.output_shape[1:], strict=True
     ):
         low = min(max(0, -(-(start + padding - reach + 1) // stride)), extent - 1)
         high = min(max(low, (start + size - 1 + padding) // stride), extent - 1)
         starts.append(low)
-        first.append(low * stride - padding)
-        last.append(high * stride - padding + reach)
-    values = _apply(lambda rows: convolve_region(affine, rows, window, first, last), window.values)
-    return Window(values, affine.output_shape, affine.output_shape, tuple(starts))
+        sizes.append(high - low + 1)
+    return tuple(starts), tuple(sizes)
+
+
+def _region_read(
+    affine: Convolution, starts: tuple[int, ...], sizes: tuple[int, ...]
+) -> tuple[list[int], list[int]]:
+    """First position, and the one behind the last, that outputs in a window read; with padding."""
+    first, last = [], []
+    for (stride, padding, reach), start, size in zip(geometry(affine), starts, sizes, strict=True):
+        first.append(start * stride - padding)
+        last.append((start + size - 1) * stride - padding + reach)
+    return first, last
+
+
+def read(affine: Convolution, place: Place) -> Place:
+    """The inputs of a convolution that a window of its outputs reads."""
+    starts, sizes = [], []
+    for low, high, extent in zip(
+        *_region_read(affine, *place), affine.input_shapes[0][1:], strict=True
+    ):
+        start = min(max(low, 0), extent - 1)
+        starts.append(start)
+        # One position of zeros if all is padding.
+        sizes.append(max(min(high, extent), start + 1) - start)
+    return tuple(starts), tuple(sizes)
 
 
 def convolve_region(
@@ -184,28 +266,22 @@ def convolve_region(
 
 def _convolve_back(affine: Convolution, window: Window) -> Window:
     """Adjoint of a convolution on a window: the inputs that the window reads."""
-    begin, starts, ends = [], [], []
-    for (stride, padding, reach), start, size, extent in zip(
-        geometry(affine), window.starts, window.sizes, affine.input_shapes[0][1:], strict=True
-    ):
-        first, last = start * stride - padding, (start + size - 1) * stride - padding + reach
-        low = min(max(first, 0), extent - 1)
-        begin.append(first)
-        starts.append(low)
-        ends.append(max(min(last, extent), low + 1))  # one position of zeros if all is padding
+    begin, _ = _region_read(affine, window.starts, window.sizes)
+    starts, sizes = read(affine, (window.starts, window.sizes))
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
     values = _apply(
         lambda rows: region(
             _TRANSPOSE[len(starts)](
                 rows, affine.weight, None, affine.stride, 0, 0, affine.groups, affine.dilation
             ),
             begin,
-            starts,
+            list(starts),
             ends,
         ),
         window.values,
     )
     shape = affine.input_shapes[0]
-    return Window(values, shape, shape, tuple(starts))
+    return Window(values, shape, shape, starts)
 
 
 def linear_from(affine: AffineMap, slot: int, window: Window) -> Window:

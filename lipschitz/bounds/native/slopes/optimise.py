@@ -20,9 +20,11 @@ from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.lines import Lines, activation_lines
-from lipschitz.bounds.native.memory.budget import row_chunks, take
+from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.effort import value_effort
+from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.memory.windows import Window
-from lipschitz.bounds.native.plan import Plan, unit_rows
+from lipschitz.bounds.native.plan import Plan
 from lipschitz.bounds.native.slopes.attaining import attaining_values
 from lipschitz.bounds.native.slopes.curves import CurveSlopes
 from lipschitz.network.activations import PiecewiseLinear
@@ -137,13 +139,15 @@ def optimised_preactivation_rows(
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
     straight = all(isinstance(graph.nodes[a].activation, PiecewiseLinear) for a in earlier)
     copies = _COPIES if straight else _CURVE_COPIES
-    chunks = row_chunks(batch, len(indices), plan.largest, budget, lower.element_size(), copies)
-    layer = plan.layer(activation)
-    for boxes, chunk in clock.in_time(chunks, STAGE, layer):
+    node, layer = plan.preact_node(activation), plan.layer(activation)
+    numbers = numbers_at_once(budget, lower.element_size(), copies)
+    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort)
+    for chunk in clock.in_time(tiles.chunks(), STAGE, layer):
+        boxes, part = chunk.boxes, chunk.rows
         found = _optimised_chunk(
             plan,
-            plan.preact_node(activation),
-            unit_rows(indices[chunk], graph.nodes[plan.preact_node(activation)].shape, lower),
+            node,
+            tiles.unit_rows(chunk, lower),
             {a: line.take(boxes) for a, line in lines.items()},
             {a: Interval(*(take(end, boxes) for end in preacts[a])) for a in earlier},
             {a: take(rounding[a], boxes) for a in earlier},
@@ -153,14 +157,14 @@ def optimised_preactivation_rows(
             clock,
             layer,
         )
-        bounds[0, boxes, chunk], bounds[1, boxes, chunk] = found.chunk(2, dim=1)
-    return bounds
+        bounds[0, boxes, part], bounds[1, boxes, part] = found.chunk(2, dim=1)
+    return tiles.restored(bounds)
 
 
 def _optimised_chunk(
     plan: Plan,
     node: int,
-    rows: Tensor,
+    rows: Window,
     lines: dict[int, Lines],
     preacts: dict[int, Interval],
     rounding: dict[int, Tensor],
@@ -177,7 +181,8 @@ def _optimised_chunk(
     stop, in which layer.
     """
     record: dict[int, Window] = {}
-    best = value_upper_bound(plan, node, rows, lines, *box, record).expand(batch, rows.shape[1])
+    best = value_upper_bound(plan, node, rows, lines, *box, record)
+    best = best.expand(batch, best.shape[1])
     # From here on only the part of every layer that the rows touch.
     lines = {
         a: line.cut_to(record[a])._replace(is_cut=True) for a, line in lines.items() if a in record
