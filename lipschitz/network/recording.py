@@ -168,12 +168,17 @@ class Recording:
             shape: Of the result, without the batch dimension.
         """
         before = self.nodes[parent.index]
-        rising = before.activation if _rises(before.activation) else None
-        if rising is not None:  # a rising function of the largest entry is the largest of all
-            inner = Branch(before.parents[0], parent.shape)
-            maximum = self._maximum(f"{name}.of", inner, windows, shape)
-            return self.add_function(name, maximum, rising)
-        return self._maximum(name, parent, windows, shape)
+        reshaped = isinstance(before.affine, affine.Reshape)
+        if reshaped:  # a rising function may stand before it
+            before = self.nodes[before.parents[0]]
+        if not _rises(before.activation):
+            return self._maximum(name, parent, windows, shape)
+        # A rising function of the largest entry is the largest of all its values.
+        inner = Branch(before.parents[0], self.nodes[before.parents[0]].shape)
+        if reshaped:
+            inner = self.add_value(f"{name}.entries", affine.reshaped(inner, parent.shape))
+        maximum = self._maximum(f"{name}.of", inner, windows, shape)
+        return self.add_function(name, maximum, before.activation)
 
     def _maximum(self, name: str, parent: Branch, windows: Tensor, shape: torch.Size) -> Branch:
         windows = ordered(windows)

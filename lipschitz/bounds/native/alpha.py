@@ -16,19 +16,33 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.backward.spectral import spectral_bounds
 from lipschitz.bounds.native.crown import root_bounds
+from lipschitz.bounds.native.forward.maxima import (
+    entries_of,
+    narrowed_excess,
+    settle_maximum,
+)
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, intersect, slope_intervals
 from lipschitz.bounds.native.joint import with_planes
+from lipschitz.bounds.native.lines import Lines
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.pool_bounds import WindowFacts
+from lipschitz.bounds.native.pool_lines import MaximumLines
 from lipschitz.bounds.native.products import product_bounds
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.rows import needed_indices, place
-from lipschitz.bounds.native.slopes.optimise import STAGE, SlopeSearch, optimised_preactivation_rows
+from lipschitz.bounds.native.slopes.optimise import (
+    STAGE,
+    Maximum,
+    SlopeSearch,
+    optimised_preactivation_rows,
+)
 from lipschitz.bounds.native.terms.gradient import has_curves
 from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.problem import LocalProblem
@@ -81,8 +95,15 @@ def native_alpha(
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
     optimising, begin = clock.part(0.5), clock.now() if clock.is_limited else 0.0
+    plain_windows: dict[int, WindowFacts] = {}
     plain = preactivation_bounds(
-        plan, lower, upper, intervals, budget=budget, clock=clock.part(_SHARE_OF_PLAIN)
+        plan,
+        lower,
+        upper,
+        intervals,
+        budget=budget,
+        clock=clock.part(_SHARE_OF_PLAIN),
+        windows=plain_windows,
     )
     margins = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
     # Time for the Jacobian is set aside first, since its bounds are worth more than better slopes.
@@ -93,7 +114,40 @@ def native_alpha(
     if is_cut:
         clock.miss(STAGE)
     preacts: dict[int, Interval] = {}
+    windows: dict[int, WindowFacts] = {}
+    maxima: dict[int, Maximum] = {}
     for activation in plan.activations:
+        if activation in preacts:  # of a maximum's tree
+            continue
+        if activation in plan.tree:
+            end = plan.tree[activation]
+            excess, of = plain_windows[end].excess, plan.pools[end].of
+            value = entries_of(plan, end, intervals, preacts)
+            if not is_cut and plan.value_exactness[of] is Exactness.LOOSE:
+
+                def rows_of(first: Tensor, second: Tensor, end: int = end) -> Tensor:
+                    return optimised_preactivation_rows(
+                        plan,
+                        end,
+                        first,
+                        preacts,
+                        margins,
+                        lower,
+                        upper,
+                        search,
+                        budget=budget,
+                        clock=optimising,
+                        maxima=maxima,
+                        second=second,
+                    )
+
+                pool, margin = plan.pools[end], intervals.rounding[of]
+                excess = narrowed_excess(pool, value, excess, margin, rows_of)
+            windows[end] = WindowFacts.of(plan.pools[end], value, intervals.rounding[of], excess)
+            lines: dict[int, Lines | MaximumLines] = {}
+            candidates = settle_maximum(plan, end, windows[end], intervals, preacts, lines)
+            maxima[end] = Maximum(lines[end], candidates)
+            continue
         node = plan.preact_node(activation)
         bounds = intersect(intervals.bounds[node], plain[activation])
         is_open = problem.graph.nodes[activation].activation.is_open
@@ -112,6 +166,7 @@ def native_alpha(
                 search,
                 budget=budget,
                 clock=optimising,
+                maxima=maxima,
             )
             rows = rows + margins[activation].flatten(1)[:, indices]
             bounds = intersect(bounds, place(bounds, rows, indices, mask))
@@ -119,7 +174,16 @@ def native_alpha(
                 left = int(is_open(*bounds).sum())
                 progress(f"{problem.graph.nodes[activation].name}: {left} of {before} unstable")
         preacts[activation] = bounds
-    found = root_bounds(plan, problem, preacts, margins, budget=budget, tighten=True, clock=clock)
+    found = root_bounds(
+        plan,
+        problem,
+        preacts,
+        margins,
+        budget=budget,
+        tighten=True,
+        clock=clock,
+        windows=windows,
+    )
     if problem.norm == "2" and not clock.is_over:
         # Spectral bounds may be lower with plain CROWN's wider intervals, so these are tried too.
         around = spectral_bounds(plan, problem, slope_intervals(problem.graph, plain), {})

@@ -20,6 +20,7 @@ from lipschitz.bounds.native.interval import (
 )
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.pool_bounds import WindowFacts
 from lipschitz.bounds.native.products import product_bounds
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.terms.jacobian import interval_bound
@@ -54,11 +55,14 @@ def native_crown(
     budget = memory_budget or default_memory_budget(problem.graph.device)
     lower, upper = problem.lower[None], problem.upper[None]
     intervals = forward_intervals(problem.graph, lower, upper)
+    windows: dict[int, WindowFacts] = {}
     preacts = preactivation_bounds(
-        plan, lower, upper, intervals, budget=budget, clock=clock.part(0.5)
+        plan, lower, upper, intervals, budget=budget, clock=clock.part(0.5), windows=windows
     )
     rounding = {i: intervals.rounding[plan.preact_node(i)] for i in plan.activations}
-    return root_bounds(plan, problem, preacts, rounding, budget=budget, clock=clock)
+    return root_bounds(
+        plan, problem, preacts, rounding, budget=budget, clock=clock, windows=windows
+    )
 
 
 def root_bounds(
@@ -70,6 +74,7 @@ def root_bounds(
     budget: int,
     tighten: bool = False,
     clock: Clock = UNLIMITED,
+    windows: dict[int, WindowFacts] | None = None,
 ) -> RootBounds:
     """The bounds of a problem that pre-activation intervals amount to.
 
@@ -81,6 +86,7 @@ def root_bounds(
         budget: Bytes for rows.
         tighten: As in :func:`norm_bounds`.
         clock: When to stop; with a note in it, interval arithmetic alone is asked as well.
+        windows: What is known of the windows of every maximum, B = 1.
     """
     slopes = slope_intervals(problem.graph, preacts)
     norm = norm_bounds(
@@ -91,13 +97,14 @@ def root_bounds(
         tighten=tighten,
         measure=problem.measure,
         clock=clock.part(_SHARE_OF_ROWS) if problem.measure.norm != "inf" else clock,
+        windows=windows,
     )
     bounds = problem_bounds(
         plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget, clock
     )
     if clock.missed:  # cut short, linear bounds may be looser than interval arithmetic alone
         bounds = torch.fmin(bounds, interval_bounds(problem))
-    return RootBounds(bounds, preacts, norm, rounding)
+    return RootBounds(bounds, preacts, norm, rounding, windows or {})
 
 
 def interval_bounds(problem: LocalProblem) -> Tensor:

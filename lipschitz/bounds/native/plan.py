@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lipschitz.network.affine import Combination, Reshape, Scale
 from lipschitz.network.graph import Graph, refuse_products
+from lipschitz.network.pooled import Pooled
 
 
 class Exactness(IntEnum):
@@ -48,6 +49,11 @@ class Plan:
             leaving out nodes that do not reach the output.
         biases: For every affine node with a bias, the bias as one flat vector of the node's size.
         magnitudes: For every affine node, the map with the magnitudes of its coefficients.
+        pools: For every node that is the maximum of windows, what it is the maximum of.
+        tree: For every activation inside such a maximum, the maximum's node.
+        inside: For every maximum, the nodes between it and its entries.
+        maxima: For every node that has such entries, the maxima of them.
+        onward: For every maximum that one activation alone reads, that activation.
         largest: Number of elements of the largest node.
         kept: Cache of what other modules compute from the graph alone, by keys of their own.
 
@@ -69,6 +75,19 @@ class Plan:
                 self.consumers[parent].append((index, slot))
         # Activations in forward order; one that the output does not read bounds nothing.
         self.activations = [i for i in graph.activation_nodes if i in live]
+        self.pools: dict[int, Pooled] = {
+            i: node.pooled for i, node in enumerate(graph.nodes) if node.pooled and i in live
+        }
+        self.tree = {k.activation: i for i, pool in self.pools.items() for k in pool.levels}
+        self.inside = {i: _between(graph, pool.of, i) for i, pool in self.pools.items()}
+        self.maxima: dict[int, list[int]] = {}
+        for index, pool in self.pools.items():
+            self.maxima.setdefault(pool.of, []).append(index)
+        self.onward = {
+            i: self.consumers[i][0][0]
+            for i in self.pools
+            if [graph.nodes[child].activation is None for child, _ in self.consumers[i]] == [False]
+        }
         self.biases: dict[int, Tensor] = {
             index: node.affine.bias.expand(1, *node.shape).reshape(-1)
             for index, node in enumerate(graph.nodes)
@@ -88,7 +107,9 @@ class Plan:
         return self.graph.nodes[activation].parents[0]
 
     def layer(self, activation: int) -> int:
-        """Number of an activation node among those that the output reads; the first is 1."""
+        """Number of an activation node, or maximum, among activations that the output reads."""
+        if activation in self.pools:
+            activation = self.pools[activation].last
         return self.activations.index(activation) + 1
 
     def affine_exactness(self, index: int, exactness: Exactness) -> Exactness:
@@ -110,6 +131,16 @@ class Plan:
                 total = total.plus(self.affine_exactness(index, found[parent]))
             found.append(total)
         return found
+
+
+def _between(graph: Graph, first: int, last: int) -> frozenset[int]:
+    """Nodes on paths from one node to another, these two left out."""
+    found, queue = set(), [last]
+    while queue:
+        parents = set(graph.nodes[queue.pop()].parents) - found - {first}
+        found |= parents
+        queue.extend(parents)
+    return frozenset(found)
 
 
 def unit_rows(indices: Tensor, shape: torch.Size, like: Tensor) -> Tensor:

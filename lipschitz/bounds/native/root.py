@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds
 from lipschitz.bounds.native.interval import Interval
+from lipschitz.bounds.native.pool_bounds import WindowFacts
 from lipschitz.bounds.native.terms.linear import PlaneSearch
 from lipschitz.network.derivative import Terms
 
@@ -37,6 +38,7 @@ class RootBounds:
         rounding: Widening against rounding that these intervals contain, by activation node,
             [1, *shape].
         norm: The bounds of the Jacobian, B = R.
+        windows: What is known of the windows of every maximum, B = 1.
         joint: What bounds further functionals of the Jacobian, in float64, where the network has
             products of two values; else None.
     """
@@ -45,4 +47,5 @@ class RootBounds:
     preacts: dict[int, Interval]
     norm: NormBounds
     rounding: dict[int, Tensor] = field(default_factory=dict)
+    windows: dict[int, WindowFacts] = field(default_factory=dict)
     joint: FunctionalBounds | None = None

@@ -197,7 +197,16 @@ class FunctionalSearch(NeuronSearch):
     def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
         rows = subdomains.row
         directions, weights = self.problem.rows[rows], self.functionals.weights[rows]
-        bound = vector_bound(self.plan, self.layout, directions, slopes, subdomains, None, weights)
+        bound = vector_bound(
+            self.plan,
+            self.layout,
+            directions,
+            slopes,
+            subdomains,
+            None,
+            weights,
+            windows=self.bounder.maxima.windows,
+        )
         entries = Interval(subdomains.entry_lower, subdomains.entry_upper)
         cotangents = {
             i: Interval(

@@ -32,6 +32,7 @@ from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_
 from lipschitz.bounds.native.joint import JointBound
 from lipschitz.bounds.native.memory.budget import default_memory_budget
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.pool_bounds import WindowFacts
 from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
 from lipschitz.bounds.native.terms.linear import ONE_PASS
 from lipschitz.bounds.witness import witness_norms
@@ -205,8 +206,15 @@ class InputSearch:
         """Pre-activation intervals and bounds of the Jacobian by CROWN."""
         graph, plan = self.problem.graph, self.plan
         intervals = forward_intervals(graph, lower, upper)
+        windows: dict[int, WindowFacts] = {}
         preacts = preactivation_bounds(
-            plan, lower, upper, intervals, budget=self.budget, clock=self.clock.part(0.5)
+            plan,
+            lower,
+            upper,
+            intervals,
+            budget=self.budget,
+            clock=self.clock.part(0.5),
+            windows=windows,
         )
         norm = norm_bounds(
             plan,
@@ -216,6 +224,7 @@ class InputSearch:
             tighten=True,
             measure=self.problem.measure,
             clock=self.clock,
+            windows=windows,
         )
         return preacts, norm
 

@@ -167,7 +167,9 @@ class NeuronSearch:
         subdomains = tighten_preacts(plan, layout, self.ancestors, self.intervals, subdomains)
         slopes = self.slopes(subdomains)
         directions = self.problem.rows[subdomains.row]
-        subdomains = tighten_cotangents(plan, layout, directions, slopes, subdomains)
+        subdomains = tighten_cotangents(
+            plan, layout, directions, slopes, subdomains, self.bounder.maxima.windows
+        )
         return self._bounded(subdomains, slopes)
 
     def _vector_bound(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> VectorBound:
@@ -182,6 +184,7 @@ class NeuronSearch:
             subdomains,
             measure,
             first=self.first_layer,
+            windows=self.bounder.maxima.windows,
         )
 
     def _bounded(self, subdomains: Subdomains, slopes: dict[int, Interval]) -> Subdomains:
@@ -247,6 +250,7 @@ class NeuronSearch:
             tighten=True,
             measure=self.problem.measure,
             clock=self.clock,
+            windows=self.bounder.maxima.windows,
         )
         lower = join({i: norm.cotangents[i].lower for i in self.layout.slices}, batch, like)
         upper = join({i: norm.cotangents[i].upper for i in self.layout.slices}, batch, like)

@@ -17,8 +17,25 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.native.backward.first_layer import FirstLayer
-from lipschitz.bounds.native.interval import ForwardIntervals, Interval, intersect, product_interval
+from lipschitz.bounds.native.interval import (
+    ForwardIntervals,
+    Interval,
+    intersect,
+    narrowed,
+    product_interval,
+)
+from lipschitz.bounds.native.memory.windows import Window
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.pool_bounds import (
+    WindowFacts,
+    comparison_coefficients,
+    comparison_cotangents,
+    entries_interval,
+    routes_by_maximum,
+    shaped,
+)
+from lipschitz.bounds.native.pool_lines import RoutingLines, relax_routing
+from lipschitz.network.pooled import gathered
 from lipschitz.norms import Measure
 from lipschitz.search.subdomains import NeuronLayout, Subdomains
 
@@ -91,7 +108,7 @@ def tighten_preacts(
             inputs = [Interval(*torch.broadcast_tensors(*values[p])) for p in node.parents]
             centre = node.affine.forward(*[(i.lower + i.upper) / 2 for i in inputs])
             radius = plan.magnitudes[index].linear(*[(i.upper - i.lower) / 2 for i in inputs])
-            values[index] = Interval(centre - radius, centre + radius)
+            values[index] = narrowed(node, Interval(centre - radius, centre + radius), values)
             varies.add(index)
         else:
             values[index] = root.bounds[index]
@@ -108,6 +125,7 @@ def tighten_cotangents(
     directions: Tensor,
     slopes: dict[int, Interval],
     subdomains: Subdomains,
+    windows: dict[int, WindowFacts] | None = None,
 ) -> Subdomains:
     """Intervals of the cotangents and entries tightened by interval arithmetic from the output.
 
@@ -117,16 +135,31 @@ def tighten_cotangents(
         directions: Output direction of each subdomain, [B, C].
         slopes: Slope interval by activation node, [B, *shape].
         subdomains: What to tighten.
+        windows: What the whole box says about the windows of every maximum.
     """
     nodes = plan.graph.nodes
+    routes = routes_by_maximum(plan, slopes, windows)
     known: dict[int, Interval] = {len(nodes) - 1: Interval(directions, directions)}
     tight: dict[int, Interval] = {}
     for index in range(len(nodes) - 1, 0, -1):
         bounds = known.pop(index, None)
         if bounds is None:
             continue
-        node = nodes[index]
-        if node.affine is None:
+        node, parents = nodes[index], nodes[index].parents
+        if index in plan.pools:
+            pool, parents = plan.pools[index], (plan.pools[index].of,)
+            flat = Interval(*(end.flatten(1) for end in bounds))
+            flat = intersect(flat, last_comparison(plan, index, layout, subdomains))
+            for tree, part in shaped(plan, comparison_cotangents(pool, flat, slopes)).items():
+                own = Interval(
+                    layout.part(subdomains.cotangent_lower, tree),
+                    layout.part(subdomains.cotangent_upper, tree),
+                )
+                tight[tree] = intersect(part, own)
+            if index in plan.onward:
+                flat = Interval(*(end.flatten(1) for end in tight[plan.onward[index]]))
+            contributions = [entries_interval(plan, index, flat, routes[index])]
+        elif node.affine is None:
             own = Interval(
                 layout.part(subdomains.cotangent_lower, index),
                 layout.part(subdomains.cotangent_upper, index),
@@ -139,7 +172,7 @@ def tighten_cotangents(
             centres = node.affine.adjoint((bounds.lower + bounds.upper) / 2)
             radii = plan.magnitudes[index].adjoint((bounds.upper - bounds.lower) / 2)
             contributions = [Interval(c - r, c + r) for c, r in zip(centres, radii, strict=True)]
-        for parent, new in zip(node.parents, contributions, strict=True):
+        for parent, new in zip(parents, contributions, strict=True):
             old = known.get(parent)
             known[parent] = (
                 new if old is None else Interval(old.lower + new.lower, old.upper + new.upper)
@@ -154,6 +187,27 @@ def tighten_cotangents(
         changes["entry_lower"] = torch.maximum(subdomains.entry_lower, lower)
         changes["entry_upper"] = torch.minimum(subdomains.entry_upper, upper)
     return subdomains.having(**changes)
+
+
+def own_cotangent(plan: Plan, end: int, layout: NeuronLayout, subdomains: Subdomains) -> Interval:
+    """What subdomains keep of the cotangent behind a maximum, [B, W].
+
+    That of the activation that alone reads it, or of its own last comparison.
+    """
+    if end in plan.onward:
+        part = layout.slices[plan.onward[end]]
+        return Interval(subdomains.cotangent_lower[:, part], subdomains.cotangent_upper[:, part])
+    return last_comparison(plan, end, layout, subdomains)
+
+
+def last_comparison(plan: Plan, end: int, layout: NeuronLayout, subdomains: Subdomains) -> Interval:
+    """What subdomains keep of a maximum's own cotangent, that of its last comparison: [B, W]."""
+    level, known = plan.pools[end].levels[-1], []
+    part = layout.slices[level.activation]
+    huge = torch.finfo(subdomains.cotangent_lower.dtype).max ** 0.5  # of windows of one entry
+    for side, flat in ((-1, subdomains.cotangent_lower), (1, subdomains.cotangent_upper)):
+        known.append(gathered(flat[:, part], level.pairs[:, 0], side * huge))
+    return Interval(*known)
 
 
 def upper_line(
@@ -192,6 +246,7 @@ def vector_bound(
     measure: Measure | None = None,
     functional: Tensor | None = None,
     first: FirstLayer | None = None,
+    windows: dict[int, WindowFacts] | None = None,
 ) -> VectorBound:
     """Upper bound of the norm from the intervals the subdomains hold; no interval is changed.
 
@@ -206,7 +261,9 @@ def vector_bound(
             without a margin for rounding.
         first: The first layer, for L2: where the distance from its centres is smaller than that
             from the intervals' centres, the square is bounded from there.
+        windows: What the whole box says about the windows of every maximum.
     """
+    routes = routes_by_maximum(plan, slopes, windows)
     graph, batch, last = plan.graph, len(subdomains), len(plan.graph.nodes) - 1
     measure = measure or Measure()
     entries = subdomains.entry_lower, subdomains.entry_upper
@@ -239,7 +296,23 @@ def vector_bound(
             continue
         if index == last:
             total = total + (incoming * directions).sum(1)
+        passed: set[int] = set()
+        for end in plan.maxima.get(index, ()):
+            lines = RoutingLines.of(own_cotangent(plan, end, layout, subdomains), routes[end])
+            row = Window.whole(incoming.unsqueeze(1))
+            routed = relax_routing(plan, end, row, lines)
+            total, node = total + routed.constant[:, 0], routed.node
+            new = routed.rows.full()[:, 0]
+            pending[node] = pending[node] + new if node in pending else new
+            counted = row.values.flatten(2)
+            moved = comparison_coefficients(plan.pools[end], counted, routes[end].candidates)
+            coefficient |= {tree: part[:, 0] for tree, part in moved.items()}
+            if node != end:
+                coefficient[node] = routed.counted.full()[:, 0].flatten(1)
+            passed |= plan.inside[end]
         for child, slot in plan.consumers[index]:
+            if child in passed:
+                continue
             node = graph.nodes[child]
             if node.affine is None:
                 part = layout.slices[child]

@@ -22,6 +22,7 @@ from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.problem import LocalProblem
+from lipschitz.search.subdomain_bounds.maxima import SubdomainMaxima
 from lipschitz.search.subdomain_bounds.multipliers import SplitTightening
 
 
@@ -69,6 +70,7 @@ class DomainBounder:
         self.budget = memory_budget or default_memory_budget(problem.graph.device)
         self.rounding = root.rounding
         self.lower, self.upper = problem.lower[None], problem.upper[None]
+        self.maxima = SubdomainMaxima(self.plan, root.windows)
         self.by_splits: SplitTightening | None = None
         if multiplier_steps:
             self.by_splits = SplitTightening(
@@ -78,6 +80,7 @@ class DomainBounder:
                 self.rounding,
                 steps=multiplier_steps,
                 budget=self.budget,
+                maxima=self.maxima,
             )
 
     @torch.no_grad()
@@ -109,6 +112,7 @@ class DomainBounder:
             tighten=True,
             measure=self.problem.measure,
             clock=self.clock,
+            windows=self.maxima.windows,
         )
         upper_bound = norm.upper_bound.masked_fill(empty, -torch.inf)
         return DomainBounds(upper_bound, preacts, norm, empty)
@@ -149,4 +153,5 @@ class DomainBounder:
                 bounds,
                 rounding=self.rounding[activation],
             )
+            self.maxima.add_lines(activation, tightened, lines)
         return tightened if self.by_splits is None else self.by_splits(tightened, self.clock)

@@ -25,6 +25,7 @@ from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import take
 from lipschitz.bounds.native.plan import Plan, unit_rows
 from lipschitz.rounding import guard
+from lipschitz.search.subdomain_bounds.maxima import SubdomainMaxima
 
 # Decay rates of Adam's moments, lower than usual because there are few steps. A choice: any
 # multipliers give a valid bound.
@@ -101,6 +102,7 @@ class SplitTightening:
         steps: Steps of the multipliers.
         budget: Bytes for rows, constraints and multipliers; at least one subdomain is done at
             once.
+        maxima: Lines of maxima; without them these are passed through their trees.
     """
 
     def __init__(
@@ -112,8 +114,9 @@ class SplitTightening:
         *,
         steps: int,
         budget: int,
+        maxima: SubdomainMaxima | None = None,
     ) -> None:
-        self.plan, self.steps, self.budget = plan, steps, budget
+        self.plan, self.steps, self.budget, self.maxima = plan, steps, budget, maxima
         self.centre, self.radius = ((lower + upper) / 2).flatten(), ((upper - lower) / 2).flatten()
         self.rounding = {i: margin.flatten() for i, margin in rounding.items()}
 
@@ -177,7 +180,7 @@ class SplitTightening:
                 matrix, offset = self._constraints(activation, indices, sign[:, indices], lines)
                 matrices.append(matrix)
                 offsets.append(offset)
-            self._advance(activation, preacts[activation], lines)
+            self._advance(activation, preacts, lines)
         if not matrices:
             return preacts
         matrix, offset = torch.cat(matrices, dim=1), torch.cat(offsets, dim=1)
@@ -187,14 +190,19 @@ class SplitTightening:
             tightened[activation] = self._tightened(
                 activation, preacts[activation], lines, matrix, offset
             )
-            self._advance(activation, tightened[activation], lines)
+            self._advance(activation, tightened, lines)
         return tightened
 
-    def _advance(self, activation: int, bounds: Interval, lines: dict[int, Lines]) -> None:
+    def _advance(
+        self, activation: int, preacts: dict[int, Interval], lines: dict[int, Lines]
+    ) -> None:
+        bounds = preacts[activation]
         margin = self.rounding[activation].reshape(1, *bounds.lower.shape[1:])
         lines[activation] = activation_lines(
             self.plan.graph.nodes[activation].activation, bounds, rounding=margin
         )
+        if self.maxima is not None:
+            self.maxima.add_lines(activation, preacts, lines)
 
     def _constraints(
         self, activation: int, indices: Tensor, sign: Tensor, lines: dict[int, Lines]

@@ -257,7 +257,7 @@ def test_networks_with_max_pooling(pool, shape):
     assert (upper <= 4 * found).all()
     assert not (found <= 0.25 * upper).all()
     lirpa = METHODS["crown"].prepare["auto_lirpa"](graph, MethodOptions(optimize=False))
-    torch.testing.assert_close(class_upper_bounds(lirpa, problem), upper, rtol=1e-9, atol=0)
+    assert (upper <= (1 + 1e-9) * class_upper_bounds(lirpa, problem)).all()  # by the tree
 
 
 def test_max_pooling_is_exact_by_every_exact_method():

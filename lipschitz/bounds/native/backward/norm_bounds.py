@@ -24,9 +24,18 @@ from lipschitz.bounds.native.interval import (
 )
 from lipschitz.bounds.native.lines import Lines, product_lines
 from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.depth import cotangent_depth
 from lipschitz.bounds.native.memory.effort import cotangent_effort
 from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.pool_bounds import (
+    WindowFacts,
+    comparison_cotangents,
+    entries_interval,
+    routes_by_maximum,
+    shaped,
+)
+from lipschitz.bounds.native.pool_lines import RoutingLines
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.norms import Measure
 
@@ -68,6 +77,8 @@ def cotangent_rows(
     rows: Tensor,
     budget: int,
     clock: Clock = UNLIMITED,
+    horizon: int | None = None,
+    within: dict[int, Interval] | None = None,
 ) -> Tensor:
     """CROWN bounds of chosen entries of a node's cotangent.
 
@@ -79,6 +90,8 @@ def cotangent_rows(
         rows: Output directions [B, C].
         budget: Bytes for rows.
         clock: When to stop.
+        horizon, within: Where rows end, and the intervals there; see
+            :func:`lipschitz.bounds.native.backward.cotangent_pass.cotangent_upper_bound`.
 
     Returns:
         Upper bounds of the entries and of their negatives, [2, B, K]; infinity where the time did
@@ -87,7 +100,7 @@ def cotangent_rows(
     batch = len(rows)
     bounds = rows.new_full((2, batch, len(indices)), torch.inf)
     numbers = numbers_at_once(budget, rows.element_size())
-    tiles = Tiles.of(plan, node, indices, batch, numbers, cotangent_effort)
+    tiles = Tiles.of(plan, node, indices, batch, numbers, cotangent_effort, horizon)
     stage = (STAGE, plan.layer(node)) if node else (ENTRIES,)
     for chunk in clock.in_time(tiles.chunks(), *stage):
         boxes, part = chunk.boxes, chunk.rows
@@ -97,6 +110,12 @@ def cotangent_rows(
             tiles.unit_rows(chunk, rows),
             {i: line.take(boxes) for i, line in lines.items()},
             take(rows, boxes),
+            horizon=horizon,
+            within={
+                i: Interval(*(take(end, boxes) for end in known))
+                for i, known in (within or {}).items()
+                if horizon is not None and i >= horizon
+            },
         )
         bounds[0, boxes, part], bounds[1, boxes, part] = result.chunk(2, dim=1)
     return tiles.restored(bounds)
@@ -111,6 +130,7 @@ def norm_bounds(
     tighten: bool = False,
     measure: Measure | None = None,
     clock: Clock = UNLIMITED,
+    windows: dict[int, WindowFacts] | None = None,
 ) -> NormBounds:
     """Bounds of the Jacobian and of its rows' norms from the slopes' intervals.
 
@@ -124,11 +144,15 @@ def norm_bounds(
         measure: The norm, of each row; that of Linf if None.
         clock: When to stop. Every layer has its share of the time, by its work, and the norm the
             last; what is not reached keeps interval arithmetic's bounds.
+        windows: What is known of the windows of every maximum, [B or 1, ...].
 
     Returns:
         Bounds for B boxes.
     """
     graph, batch = plan.graph, len(rows)
+    routes = routes_by_maximum(plan, slopes, windows)
+    several = {i: route.candidates.sum(2) > 1 for i, route in routes.items()}
+    behind = {activation: end for end, activation in plan.onward.items()}
     measure = (measure or Measure()).each
     first = FirstLayer.of(plan, measure)
     intervals: dict[int, Interval] = {len(graph.nodes) - 1: Interval(rows, rows)}
@@ -136,10 +160,23 @@ def norm_bounds(
     cotangents: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
 
+<<<<<<< /work/main/lipschitz/bounds/native/backward/norm_bounds.py
     inner, work = clock.part(1 - _SHARE_OF_NORM), {}
     if clock.is_limited:  # rows of a layer, times nodes between it and the output
-        work = {i: (len(graph.nodes) - i) * _open_neurons(slopes[i]) for i in plan.activations}
+        alone = [i for i in plan.activations if i not in plan.tree]
+        work = {i: (len(graph.nodes) - i) * _open_neurons(slopes[i]) for i in alone}
+        for end, some in several.items():
+            node = plan.onward.get(end, end)
+            work[node] = (len(graph.nodes) - node) * int(some.any(0).sum())
         work[0] = len(graph.nodes) * graph.input_shape.numel()
+=======
+    row_counts = {i: _open_neurons(slopes[i]) for i in plan.activations}
+    row_counts[0] = graph.input_shape.numel()
+    inner = clock.part(1 - _SHARE_OF_NORM)
+    horizons, work = cotangent_depth(plan, row_counts, batch, inner)
+    nearest = min(horizons.values(), default=len(graph.nodes))
+    within: dict[int, Interval] = {}  # of the nodes passed, where rows may end
+>>>>>>> /tmp/scale/mine.tmp
 
     def bounded(index: int, mask: Tensor | None) -> Interval:
         """Bounds of a node's cotangent where ``mask`` asks for them (everywhere if None)."""
@@ -151,22 +188,45 @@ def norm_bounds(
         indices = needed_indices(mask)
         if not len(indices):
             return found
-        share = inner.part(work.get(index, 1) / max(1, sum(work.values())))
-        crown = cotangent_rows(plan, index, indices, lines, rows, budget, share)
+        share = inner.part(work[index] / sum(work.values())) if work.get(index) else inner
+        horizon = horizons.get(index)
+        crown = cotangent_rows(plan, index, indices, lines, rows, budget, share, horizon, within)
         crown = place(found, crown, indices, mask)
-        return intersect(found, crown) if tighten else crown
+        found = intersect(found, crown) if tighten or horizon else crown
+        if index >= nearest:
+            within[index] = found
+        return found
 
     for index in range(len(graph.nodes) - 1, 0, -1):
         if index not in intervals:
             continue
-        node = graph.nodes[index]
-        if node.affine is None:
+        node, parents = graph.nodes[index], graph.nodes[index].parents
+        if index in plan.pools:
+            pool, varies = plan.pools[index], several[index]
+            parents = (pool.of,)
+            if index in plan.onward:  # as the activation behind has found it
+                behind_it, found = cotangents[plan.onward[index]], intervals[index]
+            else:
+                wanted = varies if first is None else torch.ones_like(varies)
+                behind_it = found = bounded(index, wanted.unflatten(1, node.shape))
+                work.pop(index, None)
+            flat = Interval(*(end.flatten(1) for end in found))
+            cotangents |= shaped(plan, comparison_cotangents(pool, flat, slopes))
+            flat = Interval(*(end.flatten(1) for end in behind_it))
+            lines[index] = RoutingLines.of(flat, routes[index])
+            contributions = [entries_interval(plan, index, flat, routes[index])]
+            # Entries of one window share its cotangent, so they do not vary by themselves.
+            after = exactness[index]
+            after = max(after, Exactness.EXACT) if bool(varies.any()) else after
+        elif node.affine is None:
             slope = slopes[index]
             uncertain = slope.lower != slope.upper
             # FirstLayer, for L2, needs g of every first-layer neuron that may be switched on.
             wanted = uncertain
             if first is not None and index in first.activations:
                 wanted = (slope.lower != 0) | (slope.upper != 0)
+            if index in behind:  # what a maximum hands on to its entries
+                wanted = wanted | several[behind[index]].unflatten(1, node.shape)
             cotangents[index] = bounded(index, wanted)
             work.pop(index, None)
             lines[index] = product_lines(cotangents[index], slope)
@@ -183,13 +243,15 @@ def norm_bounds(
         else:
             contributions = _pull_back_interval(plan, index, intervals[index])
             after = plan.affine_exactness(index, exactness[index])
-        for parent, new in zip(node.parents, contributions, strict=True):
+        for parent, new in zip(parents, contributions, strict=True):
             if parent in intervals:
                 old = intervals[parent]
                 intervals[parent] = Interval(old.lower + new.lower, old.upper + new.upper)
                 exactness[parent] = exactness[parent].plus(after)
             else:
                 intervals[parent], exactness[parent] = new, after
+        if index >= nearest:
+            within.setdefault(index, intervals[index])
         del intervals[index]
 
     if 0 not in intervals:  # the output does not depend on the input

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
+from lipschitz.bounds.native.forward.maxima import entries_of, maximum_excess, settle_maximum
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
@@ -15,9 +18,12 @@ from lipschitz.bounds.native.interval import (
 )
 from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.depth import value_depth
 from lipschitz.bounds.native.memory.effort import value_effort
 from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.plan import Exactness, Plan
+from lipschitz.bounds.native.pool_bounds import WindowFacts
+from lipschitz.bounds.native.pool_lines import MaximumLines
 from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.network.activations import PiecewiseLinear
 
@@ -33,6 +39,8 @@ def preactivation_rows(
     upper: Tensor,
     budget: int,
     clock: Clock = UNLIMITED,
+    horizon: int = 0,
+    within: Sequence[Interval] = (),
 ) -> Tensor:
     """CROWN bounds of chosen pre-activations.
 
@@ -44,6 +52,8 @@ def preactivation_rows(
         lower, upper: Boxes, [B or 1, *input_shape].
         budget: Bytes for rows.
         clock: When to stop.
+        horizon, within: Where rows end, and the intervals there; see
+            :func:`lipschitz.bounds.native.forward.value_pass.value_upper_bound`.
 
     Returns:
         Upper bounds of z and of -z, [2, B, K]; infinity where the time did not suffice.
@@ -53,7 +63,7 @@ def preactivation_rows(
     batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
     numbers = numbers_at_once(budget, lower.element_size())
-    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort)
+    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort, horizon)
     for chunk in clock.in_time(tiles.chunks(), STAGE, plan.layer(activation)):
         boxes, rows = chunk.boxes, chunk.rows
         result = value_upper_bound(
@@ -63,6 +73,8 @@ def preactivation_rows(
             {i: line.take(boxes) for i, line in lines.items()},
             take(centre, boxes),
             take(radius, boxes),
+            horizon=horizon,
+            within=[Interval(*(take(end, boxes) for end in known)) for known in within],
         )
         bounds[0, boxes, rows], bounds[1, boxes, rows] = result.chunk(2, dim=1)
     return tiles.restored(bounds)
@@ -76,6 +88,7 @@ def preactivation_bounds(
     *,
     budget: int,
     clock: Clock = UNLIMITED,
+    windows: dict[int, WindowFacts] | None = None,
 ) -> dict[int, Interval]:
     """Pre-activation intervals by CROWN, as auto_LiRPA's plain CROWN has them.
 
@@ -89,13 +102,46 @@ def preactivation_bounds(
         budget: Bytes for rows.
         clock: When to stop. Earlier layers come first, as all later ones gain by them; what is not
             reached keeps interval arithmetic's bounds, taken from what has been.
+        windows: If given, receives what is known of the windows of every maximum.
 
     Returns:
         Interval by activation node, [B, *shape].
     """
     preacts: dict[int, Interval] = {}
+<<<<<<< /work/main/lipschitz/bounds/native/forward/preactivations.py
+    lines: dict[int, Lines | MaximumLines] = {}
+=======
+    open_neurons = {
+        a: int(plan.graph.nodes[a].activation.is_open(*intervals.bounds[n]).flatten(1).any(0).sum())
+        for a in plan.activations
+        for n in (plan.preact_node(a),)
+        if plan.value_exactness[n] is Exactness.LOOSE
+    }
+    horizons = value_depth(plan, open_neurons, len(lower), clock).horizons
     lines: dict[int, Lines] = {}
+>>>>>>> /tmp/scale/mine.tmp
     for activation in plan.activations:
+        if activation in preacts:  # of a maximum's tree
+            continue
+        if activation in plan.tree:
+            end = plan.tree[activation]
+            value, margin = entries_of(plan, end, intervals, preacts), intervals.rounding
+            found = maximum_excess(
+                plan,
+                end,
+                value,
+                margin[plan.pools[end].of],
+                lines,
+                lower,
+                upper,
+                budget=budget,
+                clock=clock,
+            )
+            facts = WindowFacts.of(plan.pools[end], value, margin[plan.pools[end].of], found)
+            settle_maximum(plan, end, facts, intervals, preacts, lines)
+            if windows is not None:
+                windows[end] = facts
+            continue
         node = plan.preact_node(activation)
         bounds = intervals.bounds[node]
         if preacts and clock.missed:  # at least from what has been reached so far
@@ -106,13 +152,29 @@ def preactivation_bounds(
             mask = kind.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
+                horizon, within = horizons.get(activation, 0), []
+                if horizon:
+                    around = forward_intervals(plan.graph, lower, upper, preacts, last=horizon)
+                    within = around.bounds
                 rows = preactivation_rows(
-                    plan, activation, indices, lines, lower, upper, budget, clock
+                    plan,
+                    activation,
+                    indices,
+                    lines,
+                    lower,
+                    upper,
+                    budget,
+                    clock,
+                    horizon,
+                    within,
                 )
                 margin = intervals.rounding[node].flatten(1)[:, indices]
                 found = place(bounds, rows + margin, indices, mask)
+                if horizon:  # rows that end early may be looser than intervals from the same place
+                    again = forward_intervals(plan.graph, lower, upper, preacts, last=node)
+                    bounds = intersect(bounds, again.bounds[node])
                 # Lines of a curve may leave the range of its values.
-                keeps = isinstance(kind, PiecewiseLinear)
+                keeps = isinstance(kind, PiecewiseLinear) and not horizon
                 bounds = found if keeps else intersect(bounds, found)
         preacts[activation] = bounds
         lines[activation] = activation_lines(

@@ -121,7 +121,7 @@ def _step(affine: AffineMap, extent: Extent, shape: torch.Size, back: bool) -> t
     """Extent behind an affine map, or before it (``back``), and multiplications of one row."""
     count = extent.numel()
     if isinstance(affine, Combination):
-        return replace(extent), 0
+        return extent, 0.0
     if isinstance(affine, Convolution) and extent.layout == extent.shape:
         if not extent.is_whole:
             place = (read if back else reached)(affine, extent.place)
@@ -134,7 +134,7 @@ def _step(affine: AffineMap, extent: Extent, shape: torch.Size, back: bool) -> t
     if isinstance(affine, Scale):
         return extent, _ELEMENT * count / 2
     if isinstance(affine, Reshape) and (len(shape) == 1 or shape == extent.layout):
-        return replace(extent, shape=shape), 0
+        return replace(extent, shape=shape), 0.0
     found = Extent.whole(shape)
     if isinstance(affine, Linear):
         rest = math.prod(extent.shape[:-1])
@@ -143,22 +143,22 @@ def _step(affine: AffineMap, extent: Extent, shape: torch.Size, back: bool) -> t
     return found, _ELEMENT * (extent.shape.numel() + found.numel()) / 2
 
 
-def value_effort(plan: Plan, start: int, extent: Extent) -> Effort:
+def value_effort(plan: Plan, start: int, extent: Extent, horizon: int | None = None) -> Effort:
     """Of :func:`lipschitz.bounds.native.forward.value_pass.value_upper_bound` from a node."""
     nodes, walk = plan.graph.nodes, _Walk(plan, start, extent)
-    for index in range(start, 0, -1):
+    for index in range(start, horizon or 0, -1):
         if index in walk.pending:
             here = walk.pending.pop(index)
             for parent in nodes[index].parents:
                 walk.step(nodes[index].affine, here, parent, nodes[parent].shape, back=True)
-    walk.per_row += _ELEMENT * walk.pending[0].numel()
+    walk.per_row += sum(_ELEMENT * extent.numel() for extent in walk.pending.values())
     return walk.effort
 
 
-def cotangent_effort(plan: Plan, start: int, extent: Extent) -> Effort:
+def cotangent_effort(plan: Plan, start: int, extent: Extent, horizon: int | None = None) -> Effort:
     """Of :func:`lipschitz.bounds.native.backward.cotangent_pass.cotangent_upper_bound`."""
     nodes, walk = plan.graph.nodes, _Walk(plan, start, extent)
-    for index in range(start, len(nodes)):
+    for index in range(start, len(nodes) if horizon is None else horizon):
         if index in walk.pending:
             here = walk.pending.pop(index)
             for child, _ in plan.consumers[index]:
@@ -166,5 +166,5 @@ def cotangent_effort(plan: Plan, start: int, extent: Extent) -> Effort:
     return walk.effort
 
 
-# The effort of a pass that starts from a node, given where its rows are not zero.
-Estimate = Callable[[Plan, int, Extent], Effort]
+# The effort of a pass from a node, given where its rows are not zero and where the pass ends.
+Estimate = Callable[[Plan, int, Extent, int | None], Effort]

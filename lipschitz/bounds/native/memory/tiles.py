@@ -60,7 +60,13 @@ class Tiles:
 
     @staticmethod
     def of(
-        plan: Plan, node: int, indices: Tensor, batch: int, numbers: float, estimate: Estimate
+        plan: Plan,
+        node: int,
+        indices: Tensor,
+        batch: int,
+        numbers: float,
+        estimate: Estimate,
+        horizon: int | None = None,
     ) -> Tiles:
         """The tiles that are expected to take least time.
 
@@ -71,6 +77,7 @@ class Tiles:
             batch: Boxes, each with rows of both signs.
             numbers: How many may be in a pass's largest tensor.
             estimate: The effort of a pass from there.
+            horizon: Where the pass ends, see :mod:`.depth`.
         """
         shape, count = plan.graph.nodes[node].shape, len(indices)
         space = tuple(shape[1:])
@@ -81,7 +88,7 @@ class Tiles:
         for size in sizes:
             tile = tuple(min(size, s) for s in space)
             middle = tuple((s - t) // 2 for s, t in zip(space, tile, strict=True))
-            effort = estimate(plan, node, Extent.at(shape, (middle, tile)))
+            effort = estimate(plan, node, Extent.at(shape, (middle, tile)), horizon)
             keys = _tile_of(indices, space, size)
             held = torch.unique(keys, return_counts=True)[1]
             at_once = max(1, int(numbers // (2 * effort.peak)))

@@ -15,13 +15,21 @@ from torch import Tensor
 from lipschitz.bounds.native.lines import Lines
 from lipschitz.bounds.native.memory.windows import Window, convolve_region, geometry
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.pool_lines import (
+    MaximumLines,
+    Placement,
+    attained,
+    own_shape,
+    placement,
+)
 from lipschitz.network.affine import AffineMap, Combination, Convolution, Reshape, Scale
+from lipschitz.network.pooled import gathered
 
 
 def attaining_values(
     plan: Plan,
     record: dict[int, Window],
-    lines: dict[int, Lines],
+    lines: dict[int, Lines | MaximumLines],
     centre: Tensor,
     radius: Tensor,
 ) -> dict[int, Tensor]:
@@ -47,6 +55,15 @@ def attaining_values(
         if index == last:
             break
         node, target = plan.graph.nodes[index], record[index]
+        if index in plan.pools and index in lines:
+            place, entries = entries_at(plan, index, target, values[plan.pools[index].of])
+            own = own_shape(target)
+            found = attained(place, lines[index], own.flat(), entries)
+            found = found.unflatten(2, own.values.shape[2:])
+            if own is not target:
+                found = target.cut(found)
+            values[index] = target.having(found)
+            continue
         inputs = [values[p] for p in node.parents]
         if node.affine is not None:
             found = _forward(node.affine, inputs, target)
@@ -61,6 +78,26 @@ def attaining_values(
             found = found + intercept.reshape(*intercept.shape[:2], *target.values.shape[2:])
         values[index] = target.having(found)
     return {index: window.values for index, window in values.items()}
+
+
+def entries_at(plan: Plan, end: int, target: Window, value: Window) -> tuple[Placement, Tensor]:
+    """The entries that rows at a maximum read.
+
+    Args:
+        plan: The graph.
+        end: The maximum's node.
+        target: The rows there.
+        value: Values of the entries' node in a window that holds them.
+
+    Returns:
+        How they meet the maxima, and they themselves, [B, K, m, n].
+    """
+    place = placement(plan, end, own_shape(target), forward=False)
+    extent = place.extent()
+    if value.layout != extent.layout:
+        value = Window.whole(value.full())
+    entries = gathered(_within(value, extent).flatten(2), place.entries)
+    return place, entries
 
 
 def _per_row(intercept: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,15 @@ from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import Interval
 from lipschitz.bounds.native.lines import Lines, activation_lines
 from lipschitz.bounds.native.memory.budget import numbers_at_once, take
+from lipschitz.bounds.native.memory.differences import Differences
 from lipschitz.bounds.native.memory.effort import value_effort
 from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.memory.windows import Window
 from lipschitz.bounds.native.plan import Plan
-from lipschitz.bounds.native.slopes.attaining import attaining_values
+from lipschitz.bounds.native.pool_lines import MaximumLines
+from lipschitz.bounds.native.slopes.attaining import attaining_values, entries_at
 from lipschitz.bounds.native.slopes.curves import CurveSlopes
+from lipschitz.bounds.native.slopes.shares import MaximumShares
 from lipschitz.network.activations import PiecewiseLinear
 
 # Tensors of one row's widest node that an optimisation step holds: slopes, Adam's two moments,
@@ -66,6 +70,18 @@ class SlopeSearch:
     corner_pace: float = 0.3
     patience: int = 3
     least_gain: float = 0.003
+
+
+class Maximum(NamedTuple):
+    """A maximum that rows pass.
+
+    Attributes:
+        lines: Lines to start from.
+        candidates: Entries that can be the largest, [B or 1, W, n].
+    """
+
+    lines: MaximumLines
+    candidates: Tensor
 
 
 class _Adam:
@@ -111,12 +127,14 @@ def optimised_preactivation_rows(
     *,
     budget: int,
     clock: Clock = UNLIMITED,
+    maxima: dict[int, Maximum] | None = None,
+    second: Tensor | None = None,
 ) -> Tensor:
     """Bounds of chosen pre-activations, each with its own optimised slopes.
 
     Args:
         plan: The graph.
-        activation: The activation node.
+        activation: The activation node; or a maximum's, for differences of its entries.
         indices: Flat coordinates, [K]; neighbours in space should be neighbours here.
         preacts: Intervals of the earlier activations, [B or 1, *shape].
         rounding: Their rounding margins, [B or 1, *shape].
@@ -124,24 +142,32 @@ def optimised_preactivation_rows(
         search: How to optimise.
         budget: Bytes for rows.
         clock: When to stop; rows not reached are left at infinity.
+        maxima: The earlier maxima.
+        second: Flat coordinates of the entries to subtract, [K].
 
     Returns:
         Upper bounds of z and of -z, [2, B, K].
     """
     graph = plan.graph
     centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    earlier = [a for a in plan.activations if a < activation]
+    pool = plan.pools.get(activation)
+    node = plan.preact_node(activation) if pool is None else pool.of
+    earlier = [a for a in plan.activations if a <= node]
     lines = {
         a: activation_lines(graph.nodes[a].activation, preacts[a], rounding=rounding[a])
         for a in earlier
     }
+    maxima = {} if maxima is None else {i: m for i, m in maxima.items() if i <= node}
+    lines |= {i: maximum.lines for i, maximum in maxima.items()}
     batch = max([len(lower), *(len(preacts[a].lower) for a in earlier)])
     bounds = lower.new_full((2, batch, len(indices)), torch.inf)
     straight = all(isinstance(graph.nodes[a].activation, PiecewiseLinear) for a in earlier)
     copies = _COPIES if straight else _CURVE_COPIES
-    node, layer = plan.preact_node(activation), plan.layer(activation)
+    layer = plan.layer(activation)
     numbers = numbers_at_once(budget, lower.element_size(), copies)
-    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort)
+    tiles: Tiles | Differences = Tiles.of(plan, node, indices, batch, numbers, value_effort)
+    if second is not None:
+        tiles = Differences.of(tiles, second)
     for chunk in clock.in_time(tiles.chunks(), STAGE, layer):
         boxes, part = chunk.boxes, chunk.rows
         found = _optimised_chunk(
@@ -156,6 +182,7 @@ def optimised_preactivation_rows(
             search,
             clock,
             layer,
+            {i: take(maximum.candidates, boxes) for i, maximum in maxima.items()},
         )
         bounds[0, boxes, part], bounds[1, boxes, part] = found.chunk(2, dim=1)
     return tiles.restored(bounds)
@@ -165,7 +192,7 @@ def _optimised_chunk(
     plan: Plan,
     node: int,
     rows: Window,
-    lines: dict[int, Lines],
+    lines: dict[int, Lines | MaximumLines],
     preacts: dict[int, Interval],
     rounding: dict[int, Tensor],
     box: tuple[Tensor, Tensor],
@@ -173,19 +200,28 @@ def _optimised_chunk(
     search: SlopeSearch,
     clock: Clock,
     layer: int,
+    candidates: dict[int, Tensor],
 ) -> Tensor:
     """Smallest upper bound found for each of the rows [1, K, *shape]: [B, K].
 
     ``lines`` are those to start from, ``preacts`` and ``rounding`` [B or 1, *shape] what they are
     made from, and ``box`` is its centre and radius, [B or 1, *input_shape]. ``clock`` says when to
-    stop, in which layer.
+    stop, in which layer; ``candidates`` which entries the maxima may have, [B or 1, W, n].
     """
     record: dict[int, Window] = {}
-    best = value_upper_bound(plan, node, rows, lines, *box, record)
-    best = best.expand(batch, best.shape[1])
+    best = value_upper_bound(plan, node, rows, lines, *box, record).expand(
+        batch, rows.values.shape[1]
+    )
     # From here on only the part of every layer that the rows touch.
+    maxima = {
+        i: MaximumShares(plan, i, record[i], lines.pop(i), some, batch)
+        for i, some in candidates.items()
+        if i in record
+    }
     lines = {
-        a: line.cut_to(record[a])._replace(is_cut=True) for a, line in lines.items() if a in record
+        a: line.cut_to(record[a])._replace(is_cut=True)
+        for a, line in lines.items()
+        if a in record and a not in plan.pools
     }
     kinds = {a: plan.graph.nodes[a].activation for a in lines}
     free = {
@@ -210,14 +246,16 @@ def _optimised_chunk(
         for a, kind in kinds.items()
         if a not in free and kind.free_lines
     }
-    if not free and not curves:
+    if not free and not curves and not maxima:
         return best
+    lines |= {i: shares.lines() for i, shares in maxima.items()}
     lines |= {a: curve.lines() for a, curve in curves.items()}
     shares = {(a, side): share for a, c in curves.items() for side, share in c.shares.items()}
     pace = {
         (a, side): search.curve_pace if any(kinds[a].curvatures) else search.corner_pace
         for a, side in shares
     }
+    shares |= {i: maximum.parameters for i, maximum in maxima.items()}
     adam = _Adam(slopes | shares, search, pace)
     before = best.sum()
     start, idle = float(before), 0
@@ -234,7 +272,12 @@ def _optimised_chunk(
                 record[a].values, values[plan.preact_node(a)]
             ).items()
         }
+        for i, maximum in maxima.items():
+            entries = record[plan.pools[i].of].having(values[plan.pools[i].of])
+            at = entries_at(plan, i, record[i], entries)[1]
+            gradients[i] = maximum.gradient(record[i], at)
         adam.descend(gradients, smallest)
+        lines |= {i: maximum.lines() for i, maximum in maxima.items()}
         lines |= {a: curve.lines() for a, curve in curves.items()}
         lines |= {
             a: Lines(
