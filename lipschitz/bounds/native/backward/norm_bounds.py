@@ -160,23 +160,15 @@ def norm_bounds(
     cotangents: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
 
-<<<<<<< /work/main/lipschitz/bounds/native/backward/norm_bounds.py
-    inner, work = clock.part(1 - _SHARE_OF_NORM), {}
-    if clock.is_limited:  # rows of a layer, times nodes between it and the output
-        alone = [i for i in plan.activations if i not in plan.tree]
-        work = {i: (len(graph.nodes) - i) * _open_neurons(slopes[i]) for i in alone}
-        for end, some in several.items():
-            node = plan.onward.get(end, end)
-            work[node] = (len(graph.nodes) - node) * int(some.any(0).sum())
-        work[0] = len(graph.nodes) * graph.input_shape.numel()
-=======
-    row_counts = {i: _open_neurons(slopes[i]) for i in plan.activations}
+    row_counts = {i: _open_neurons(slopes[i]) for i in plan.activations if i not in plan.tree}
+    for end, some in several.items():
+        node = plan.onward.get(end, end)
+        row_counts[node] = max(row_counts.get(node, 0), int(some.any(0).sum()))
     row_counts[0] = graph.input_shape.numel()
     inner = clock.part(1 - _SHARE_OF_NORM)
     horizons, work = cotangent_depth(plan, row_counts, batch, inner)
     nearest = min(horizons.values(), default=len(graph.nodes))
     within: dict[int, Interval] = {}  # of the nodes passed, where rows may end
->>>>>>> /tmp/scale/mine.tmp
 
     def bounded(index: int, mask: Tensor | None) -> Interval:
         """Bounds of a node's cotangent where ``mask`` asks for them (everywhere if None)."""

@@ -10,7 +10,7 @@ Shapes: B boxes, W windows of n entries, K pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ def difference_rows(
     upper: Tensor,
     budget: int,
     clock: Clock = UNLIMITED,
+    horizon: int = 0,
+    within: Sequence[Interval] = (),
 ) -> Tensor:
     """CROWN bounds of differences of a maximum's entries.
 
@@ -65,6 +67,8 @@ def difference_rows(
         lower, upper: Boxes, [B or 1, *input_shape].
         budget: Bytes for rows.
         clock: When to stop.
+        horizon, within: Where rows end, and the intervals there; see
+            :func:`lipschitz.bounds.native.forward.value_pass.value_upper_bound`.
 
     Returns:
         Upper bounds of ``x_a - x_b`` and of ``x_b - x_a``, [2, B, K]; infinity where the time did
@@ -75,7 +79,7 @@ def difference_rows(
     batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
     bounds = lower.new_full((2, batch, len(first)), torch.inf)
     numbers = numbers_at_once(budget, lower.element_size())
-    tiles = Tiles.of(plan, node, first, batch, numbers, value_effort)
+    tiles = Tiles.of(plan, node, first, batch, numbers, value_effort, horizon)
     pairs = Differences.of(tiles, second)
     for chunk in clock.in_time(pairs.chunks(), STAGE, plan.layer(end)):
         boxes, rows = chunk.boxes, chunk.rows
@@ -86,6 +90,8 @@ def difference_rows(
             {i: line.take(boxes) for i, line in lines.items()},
             take(centre, boxes),
             take(radius, boxes),
+            horizon=horizon,
+            within=[Interval(*(take(e, boxes) for e in known)) for known in within],
         )
         bounds[0, boxes, rows], bounds[1, boxes, rows] = result.chunk(2, dim=1)
     return pairs.restored(bounds)
@@ -194,6 +200,8 @@ def maximum_excess(
     *,
     budget: int,
     clock: Clock = UNLIMITED,
+    horizon: int = 0,
+    within: Sequence[Interval] = (),
 ) -> Tensor:
     """Upper bounds of the differences of a maximum's entries by intervals and CROWN.
 
@@ -206,6 +214,7 @@ def maximum_excess(
         lower, upper: Boxes, [B, *input_shape].
         budget: Bytes for rows.
         clock: When to stop.
+        horizon, within: Where rows end, and the intervals there.
 
     Returns:
         [B, W, n, n].
@@ -213,7 +222,9 @@ def maximum_excess(
     pool = plan.pools[end]
 
     def rows_of(first: Tensor, second: Tensor) -> Tensor:
-        return difference_rows(plan, end, first, second, lines, lower, upper, budget, clock)
+        return difference_rows(
+            plan, end, first, second, lines, lower, upper, budget, clock, horizon, within
+        )
 
     return narrowed_excess(pool, value, interval_excess(pool, value), rounding, rows_of)
 

@@ -108,9 +108,6 @@ def preactivation_bounds(
         Interval by activation node, [B, *shape].
     """
     preacts: dict[int, Interval] = {}
-<<<<<<< /work/main/lipschitz/bounds/native/forward/preactivations.py
-    lines: dict[int, Lines | MaximumLines] = {}
-=======
     open_neurons = {
         a: int(plan.graph.nodes[a].activation.is_open(*intervals.bounds[n]).flatten(1).any(0).sum())
         for a in plan.activations
@@ -118,14 +115,17 @@ def preactivation_bounds(
         if plan.value_exactness[n] is Exactness.LOOSE
     }
     horizons = value_depth(plan, open_neurons, len(lower), clock).horizons
-    lines: dict[int, Lines] = {}
->>>>>>> /tmp/scale/mine.tmp
+    lines: dict[int, Lines | MaximumLines] = {}
     for activation in plan.activations:
         if activation in preacts:  # of a maximum's tree
             continue
         if activation in plan.tree:
             end = plan.tree[activation]
             value, margin = entries_of(plan, end, intervals, preacts), intervals.rounding
+            horizon, within = horizons.get(activation, 0), []
+            if horizon:
+                around = forward_intervals(plan.graph, lower, upper, preacts, last=horizon)
+                within = around.bounds
             found = maximum_excess(
                 plan,
                 end,
@@ -136,6 +136,8 @@ def preactivation_bounds(
                 upper,
                 budget=budget,
                 clock=clock,
+                horizon=horizon,
+                within=within,
             )
             facts = WindowFacts.of(plan.pools[end], value, margin[plan.pools[end].of], found)
             settle_maximum(plan, end, facts, intervals, preacts, lines)

@@ -79,20 +79,15 @@ def _upper_line(
             continue
         if record is not None:
             record[index] = rows
-<<<<<<< /work/main/lipschitz/bounds/native/forward/value_pass.py
+        if index <= horizon:
+            constant = constant + interval_maximum(rows, within[index])
+            continue
         node, parents = plan.graph.nodes[index], plan.graph.nodes[index].parents
         if index in plan.pools and index in lines:  # past the tree, to the entries at once
             new, gained = relax_maximum(plan, index, rows, lines[index])
             constant, contributions = constant + gained, (new,)
             parents = (plan.pools[index].of,)
         elif node.affine is None:
-=======
-        if index <= horizon:
-            constant = constant + interval_maximum(rows, within[index])
-            continue
-        node = plan.graph.nodes[index]
-        if node.affine is None:
->>>>>>> /tmp/scale/mine.tmp
             new, gained = relax(rows, lines[index])
             constant, contributions = constant + gained, (new,)
         else:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lipschitz.bounds.native.memory.windows import Place, hull, reached, read
+from lipschitz.bounds.native.memory.windows import Place, Window, hull, reached, read
 from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.pool_lines import placement
 from lipschitz.network.affine import AffineMap, Combination, Convolution, Linear, Reshape, Scale
 
 # Multiplications in the time of handing one number through a step element by element: its line is
@@ -111,6 +112,20 @@ class _Walk:
         self.pending[to] = self.pending[to].around(new) if to in self.pending else new
         self.peak = max(self.peak, new.numel())
 
+    def past(self, plan: Plan, end: int, here: Extent, *, forward: bool) -> None:
+        """The step past a maximum's tree, to its entries or (``forward``) from these."""
+        to, node = (end, plan.pools[end].of) if forward else (plan.pools[end].of, end)
+        here = here if here.layout == here.shape else Extent.whole(here.shape)
+        numbers = torch.empty(1, 1, *here.layout[:1], *here.sizes, device="meta")
+        shape = plan.graph.nodes[node].shape
+        place = placement(plan, end, Window(numbers, shape, shape, here.starts), forward=forward)
+        new = Extent.at(plan.graph.nodes[to].shape, (place.starts, place.sizes))
+        to = plan.onward.get(end, end) if forward else to
+        self.per_pass += self.call
+        self.per_row += 3 * _ELEMENT * max(here.numel(), new.numel())
+        self.pending[to] = self.pending[to].around(new) if to in self.pending else new
+        self.peak = max(self.peak, new.numel(), place.entries.numel())
+
     @property
     def effort(self) -> Effort:
         """What it came to."""
@@ -149,6 +164,9 @@ def value_effort(plan: Plan, start: int, extent: Extent, horizon: int | None = N
     for index in range(start, horizon or 0, -1):
         if index in walk.pending:
             here = walk.pending.pop(index)
+            if index in plan.pools:
+                walk.past(plan, index, here, forward=False)
+                continue
             for parent in nodes[index].parents:
                 walk.step(nodes[index].affine, here, parent, nodes[parent].shape, back=True)
     walk.per_row += sum(_ELEMENT * extent.numel() for extent in walk.pending.values())
@@ -160,8 +178,13 @@ def cotangent_effort(plan: Plan, start: int, extent: Extent, horizon: int | None
     nodes, walk = plan.graph.nodes, _Walk(plan, start, extent)
     for index in range(start, len(nodes) if horizon is None else horizon):
         if index in walk.pending:
-            here = walk.pending.pop(index)
+            here, passed = walk.pending.pop(index), set()
+            for end in plan.maxima.get(index, ()):
+                walk.past(plan, end, here, forward=True)
+                passed |= plan.inside[end]
             for child, _ in plan.consumers[index]:
+                if child in passed:
+                    continue
                 walk.step(nodes[child].affine, here, child, nodes[child].shape, back=False)
     return walk.effort
 
