@@ -31,7 +31,7 @@ _LARGE_BOX = 1e3
 # Seconds that the attack has at least, within the limit, however fast the methods were.
 _LEAST_ATTACK = 5.0
 # Methods that a published constant of all inputs is compared with.
-_PUBLISHED_METHODS = ["global", "bab"]
+_PUBLISHED_METHODS = ["global", "alpha", "bab"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,14 +99,15 @@ def _measured(
         if entry[PUBLISHED]["value"] is None:
             continue
         cells = {"set": PUBLISHED, "network": entry["name"], "eps": entry[PUBLISHED]["region"]}
-        job = {
-            "kind": "bounds",
-            "methods": _PUBLISHED_METHODS,
+        place = {
             "entry": entry,
             "norm": str(entry[PUBLISHED]["norm"]),
             "all_within": _LARGE_BOX,
+            "precise": True,
         }
-        yield from _run(job, cells, args, file)
+        bounds = {"kind": "bounds", "methods": _PUBLISHED_METHODS, **place}
+        yield from _run(bounds, cells, args, file)
+        yield from _run({"kind": "attack", "methods": [ATTACK], **place}, cells, args, file)
 
 
 def _rows_of(box: Box, args: argparse.Namespace, file: RowFile) -> list[Row]:

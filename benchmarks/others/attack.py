@@ -284,6 +284,8 @@ class Attack:
             widths = [d * first * left**done for d in deviations]
             x = x.detach().requires_grad_()
             norms = self._row_norms(x, rows, widths)
+            if not norms.requires_grad:  # the gradient does not depend on the point
+                return
             (slope,) = torch.autograd.grad(norms.sum(), x, allow_unused=True)
             if slope is None:
                 return

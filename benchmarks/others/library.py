@@ -21,6 +21,7 @@ BAB = "bab"
 # From the cheapest to the dearest: what comes later should bound no worse in the time of what comes
 # before. Others can be asked for, and are compared with none.
 LADDER = ("ibp", "crown", "joint", "alpha", "sdp", BAB)
+_TOLERANCE, _PRECISE = 1e-4, 1e-7  # relative gaps up to which a result is exact
 _ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "flatten": nn.Flatten}
 
 
@@ -64,6 +65,7 @@ def bounds(
     methods: list[str],
     seconds: float,
     norm: str = "inf",
+    precise: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Bounds of one box, one after the other.
 
@@ -73,6 +75,7 @@ def bounds(
         methods: Names of :func:`known_methods`.
         seconds: Time limit of each.
         norm: Of inputs and outputs.
+        precise: Compute in float64, and call exact what agrees in more digits.
 
     Yields:
         Cells of a row for each method: ``upper``, ``lower``, ``status``, ``seconds``, ``cpu`` and
@@ -82,7 +85,7 @@ def bounds(
     for method in methods:
         begin, begin_cpu = time.perf_counter(), time.process_time()
         try:
-            found = _one(model, centre, radius, method, seconds, norm)
+            found = _one(model, centre, radius, method, seconds, norm, precise)
         except (NotImplementedError, InputError) as error:
             found = {"status": "refused", "note": " ".join(str(error).split())[:300]}
         except MemoryError:
@@ -92,17 +95,24 @@ def bounds(
 
 
 def _one(
-    model: nn.Module, centre: Tensor, radius: Tensor, method: str, seconds: float, norm: str
+    model: nn.Module,
+    centre: Tensor,
+    radius: Tensor,
+    method: str,
+    seconds: float,
+    norm: str,
+    precise: bool,
 ) -> dict[str, Any]:
     arguments: dict[str, Any] = {"method": method, "options": MethodOptions(timeout=seconds)}
     if method == BAB:
         arguments = {"branching": BranchOptions(timeout=seconds)}
     elif method == "crown":
         arguments["engine"] = "native"
-    prepared = Prepared(model, centre.shape, norm=norm, **arguments)
+    dtype, tolerance = (torch.float64, _PRECISE) if precise else (None, _TOLERANCE)
+    prepared = Prepared(model, centre.shape, norm=norm, dtype=dtype, **arguments)
     problem = make_problem(prepared.graph, centre, radius, norm=norm)
     begin = time.perf_counter()
-    result = prepared.bound(problem)
+    result = prepared.bound(problem, tolerance=tolerance)
     elapsed = time.perf_counter() - begin
     return {
         "upper": result.upper_bound if math.isfinite(result.upper_bound) else None,
@@ -111,8 +121,3 @@ def _one(
         "seconds": elapsed,
         "note": ", ".join(result.not_reached),
     }
-
-
-def everywhere(shape: torch.Size, radius: float) -> tuple[Tensor, Tensor]:
-    """Centre and radius of a box so large that it stands for all inputs."""
-    return torch.zeros(shape), torch.full(shape, radius)

@@ -12,6 +12,7 @@ from utils import versions
 
 STEM = "others"
 _SIDE = 2.3  # inches of a panel
+_SHORT = 30  # an axis whose end is below this times its beginning has ticks within its decades
 
 
 def markdown(
@@ -110,6 +111,7 @@ def draw(verdicts: Sequence[Verdict], methods: Sequence[str], path: Path) -> Non
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from experiments.figures import COLOURS, MARKERS
 
@@ -139,6 +141,11 @@ def draw(verdicts: Sequence[Verdict], methods: Sequence[str], path: Path) -> Non
         axis.set(xscale="log", yscale="log")
         axis.axhline(1, color="black", linewidth=0.6, linestyle=":")
         axis.tick_params(labelsize=6)
+        for line, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+            line.set_minor_formatter(NullFormatter())
+            if high < _SHORT * low:
+                line.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+                line.set_major_formatter("{x:g}")
     for axis in list(grid.flat)[len(names) :]:
         axis.axis("off")
     figure.supxlabel("seconds", fontsize=8)

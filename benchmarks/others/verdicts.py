@@ -203,7 +203,7 @@ def check_published(entry: Entry, rows: Sequence[Row]) -> tuple[str, bool]:
 
     Args:
         entry: With ``published``.
-        rows: ``global``, which bounds all inputs, and others that bound a large box.
+        rows: ``global``, which bounds all inputs, others that bound a large box, and the attack.
 
     Returns:
         What there is to say, and whether it is a contradiction.
@@ -213,12 +213,13 @@ def check_published(entry: Entry, rows: Sequence[Row]) -> tuple[str, bool]:
         return "not available: no value in the manifest", False
     everywhere = [row for row in rows if row.method == "global" and row.upper is not None]
     inside = [row for row in rows if row.method != "global"]
-    lower = max((row.lower or 0.0 for row in inside), default=0.0)
+    lower = max((row.lower or 0.0 for row in rows), default=0.0)
     upper = min((row.upper or math.inf for row in inside), default=math.inf)
     loose = min((row.upper or math.inf for row in everywhere), default=math.inf)
     if not rows or (upper == math.inf and loose == math.inf):
         return "not available: the library gives no bound", False
-    said = f"large box {lower:.9g} to {upper:.9g}, everywhere at most {loose:.6g}"
+    above = f"at most {upper:.9g}" if upper < math.inf else "no bound"
+    said = f"true gradient {lower:.9g}; large box {above}; everywhere at most {loose:.6g}"
     if lower > value * (1 + _CONTRADICTS):
         return f"CONTRADICTION: a true gradient is larger; {said}", True
     if loose < value * (1 - _CONTRADICTS):

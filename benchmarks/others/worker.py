@@ -13,9 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.others.box import centre_of, radius_of
+
+
+def box_of(job: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and radius; ``all_within`` is half the side of a box that stands for all inputs."""
+    entry = job["entry"]
+    if "all_within" in job:
+        shape = tuple(entry["input_shape"])
+        centre = np.zeros(shape, dtype=np.float32)
+        return centre, np.full(shape, job["all_within"], dtype=np.float32)
+    return centre_of(entry, Path(job["folder"])), radius_of(entry, job["eps"])
 
 
 def attacked(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -27,8 +38,8 @@ def attacked(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     entry, folder = job["entry"], Path(job["folder"])
     try:
         network = load_network(entry, folder)
-        centre, radius = centre_of(entry, folder), radius_of(entry, job["eps"])
-        found = Attack(network, centre, radius, seed=job["seed"]).run(job["seconds"])
+        norm = job.get("norm", "inf")
+        found = Attack(network, *box_of(job), norm, job["seed"]).run(job["seconds"])
     except ValueError as error:
         yield {"method": job["methods"][0], "status": "refused", "note": str(error)[:300]}
         return
@@ -53,16 +64,12 @@ def thinned(course: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def bounded(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of the library's methods."""
-    from benchmarks.others.library import bounds, everywhere
+    from benchmarks.others.library import bounds
 
-    entry, folder = job["entry"], Path(job["folder"])
-    norm = job.get("norm", "inf")
-    if "all_within" in job:
-        centre, radius = everywhere(torch.Size(entry["input_shape"]), job["all_within"])
-    else:
-        centre = torch.tensor(centre_of(entry, folder))
-        radius = torch.tensor(radius_of(entry, job["eps"]))
-    yield from bounds(entry, folder, centre, radius, job["methods"], job["seconds"], norm)
+    centre, radius = map(torch.tensor, box_of(job))
+    place = job["entry"], Path(job["folder"]), centre, radius
+    norm, precise = job.get("norm", "inf"), bool(job.get("precise"))
+    yield from bounds(*place, job["methods"], job["seconds"], norm, precise)
 
 
 def limit_memory(gibibytes: float) -> None:
