@@ -1,11 +1,10 @@
 """Lower bounds: norms of true gradients at points of the box.
 
 A gradient at any point is a lower bound of the local Lipschitz constant, and its point a witness.
-Points are the centre, random points, random corners, and the path of a projected ascent. The
-gradient of a piecewise linear network is piecewise constant, so the ascent climbs a smooth
-stand-in, whose kinks, if there are any, are spread out and gradually sharpened; what is reported
-is always the true gradient's norm at the points it passes through, as far as rounding leaves no
-doubt about it (:func:`lipschitz.bounds.witness.witness_norms`).
+Points are the centre, random points, random corners, and the path of a projected ascent
+(:mod:`lipschitz.bounds.lower`). What is reported is always the true gradient's norm at the points
+it passes through, as far as rounding leaves no doubt about it
+(:func:`lipschitz.bounds.witness.witness_norms`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,12 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
+from lipschitz.bounds.lower.ascent import Paces, ascend
+from lipschitz.bounds.lower.elites import Elites
+from lipschitz.bounds.lower.norms_at import norms_at
+from lipschitz.bounds.lower.record import GradientNorms, Record
+from lipschitz.bounds.lower.softness import Softness
+from lipschitz.bounds.lower.variation import FEW_INPUTS, vary
 from lipschitz.bounds.witness import witness_norms
 from lipschitz.checks import whole_number
 from lipschitz.network.graph import Graph, Node
@@ -26,6 +31,14 @@ from lipschitz.rounding import guard
 # A slope that no activation has beside a kink. If a gradient changes when kinks take this slope,
 # a kink matters there. Any other unlikely number would do.
 _ANOTHER_SLOPE = 0.7390851
+# By how much, as a share of its largest entry, a gradient changes then if no kink matters. More
+# than rounding by far, since what cancels may be large; what counts is certified afterwards.
+_CHANGE = 1e-3
+
+# With few inputs, rounds of random changes, and points of each. Choices.
+_CHANGES, _CHANGED = 8, 128
+# Climbers at least, and their first steps as shares of the box's radius. Choices.
+_CLIMBERS, _FIRST_STEPS = 16, (0.1, 0.6)
 
 STAGE = "sampled gradients"
 
@@ -46,7 +59,7 @@ class Sampling:
     """
 
     num_random: int = 64
-    ascent_steps: int = 20
+    ascent_steps: int = 40
     ascent_rows: int = 16
     points_at_once: int = 1024
     seed: int = 0
@@ -60,20 +73,6 @@ class Sampling:
             ("seed", 0),
         ):
             whole_number(name, getattr(self, name), least=least)
-
-
-@dataclass(frozen=True)
-class GradientNorms:
-    """The largest true gradient norms found.
-
-    Attributes:
-        norms: One lower bound of the row's norm per row, [R], or of the norm of all rows together,
-            [1]; 0 where no point was usable.
-        witnesses: The points, [R or 1, *input_shape].
-    """
-
-    norms: Tensor
-    witnesses: Tensor
 
 
 def gradient_norms(
@@ -111,7 +110,9 @@ def gradient_norms(
     if kinks and bool(torch.stack(kinks).any()):
         # The slope at a kink may not matter (a dead neuron); where it does, the point is no
         # witness: a product of one-sided slopes need not be a limit of gradients.
-        differs = (pulled_back(_ANOTHER_SLOPE) != gradients).flatten(1).any(1)
+        change = (pulled_back(_ANOTHER_SLOPE) - gradients).abs().flatten(1).amax(1)
+        largest = gradients.abs().flatten(1).amax(1)
+        differs = ~(change <= _CHANGE * largest)
         differs = differs.reshape(num_points, num_rows)
         if measure.joint:
             differs = differs.any(1, keepdim=True)
@@ -133,6 +134,7 @@ def gradients_at(problem: LocalProblem, points: Tensor) -> GradientNorms:
     return GradientNorms(norms * (1 - guard(problem.graph.dtype)), points[winner])
 
 
+@torch.no_grad()
 def sample_gradients(
     problem: LocalProblem,
     sampling: Sampling | None = None,
@@ -151,28 +153,24 @@ def sample_gradients(
     arithmetic as far as the upper bounds do.
     """
     sampling = sampling or Sampling()
-    with torch.no_grad():
-        best = _Best(problem, sampling.points_at_once, clock)
-        centre, *others = _start_points(problem, sampling)
-        best.look(centre)
-        for points in [*others, *([] if starts is None else [starts])]:
-            best.update(points)
-    if bool((problem.upper > problem.lower).any()):
-        _ascend(problem, best, sampling, clock)
-    norms = best.norms.clamp(min=0) * (1 - guard(problem.graph.dtype))
-    return GradientNorms(norms, best.points)
+    looking = _Looking(problem, sampling, clock)
+    centre, *others = _start_points(problem, sampling)
+    looking.look(centre)
+    for points in [*others, *([] if starts is None else [starts])]:
+        looking.update(points)
+    if bool((problem.upper > problem.lower).any()) and sampling.ascent_steps:
+        _climb(problem, looking.record, others[0], sampling, clock)
+    return looking.record.found
 
 
-class _Best:
-    """Best norm and point so far, per row."""
+class _Looking:
+    """Gradients of every row at points, as far as there is time."""
 
-    def __init__(self, problem: LocalProblem, points_at_once: int, clock: Clock) -> None:
+    def __init__(self, problem: LocalProblem, sampling: Sampling, clock: Clock) -> None:
         self.problem, self.clock = problem, clock
-        self.at_once = max(1, points_at_once // len(problem.rows))
+        self.record = Record(problem, sampling.seed)
+        self.at_once = max(1, sampling.points_at_once // len(problem.rows))
         self.seconds_per_point = 0.0
-        rows = problem.rows[:1] if problem.measure.joint else problem.rows
-        self.norms = torch.full_like(rows[:, 0], float("-inf"))
-        self.points = problem.centre.expand(len(rows), *problem.centre.shape).clone()
 
     def update(self, points: Tensor) -> None:
         """Look at points [P, *input_shape], at as many as there is time for."""
@@ -188,16 +186,10 @@ class _Best:
 
     def look(self, points: Tensor) -> None:
         """Take note of every row's gradient at every point, points [P, *input_shape]."""
-        begin = self.clock.now()
-        norms = gradient_norms(self.problem.graph, points, self.problem.rows, self.problem.measure)
-        norms, winner = norms.max(dim=0)
-        better = (norms > self.norms).nonzero()[:, 0]
-        if len(better):
-            chosen = points[winner[better]]
-            norms = witness_norms(self.problem, chosen, better)
-            certain = norms > self.norms[better]
-            better = better[certain]
-            self.norms[better], self.points[better] = norms[certain], chosen[certain]
+        begin, problem = self.clock.now(), self.problem
+        norms = gradient_norms(problem.graph, points, problem.rows, problem.measure)
+        rows = torch.arange(norms.shape[1], device=norms.device).repeat(len(points))
+        self.record.offer(points.repeat_interleave(norms.shape[1], 0), rows, norms.flatten())
         self.seconds_per_point = (self.clock.now() - begin) / len(points)
 
 
@@ -213,31 +205,33 @@ def _start_points(problem: LocalProblem, sampling: Sampling) -> list[Tensor]:
     return [problem.centre[None], *points]
 
 
-def _ascend(problem: LocalProblem, best: _Best, sampling: Sampling, clock: Clock) -> None:
-    """Climb the smoothed norm of the leading rows from their best points."""
-    graph, measure = problem.graph, problem.measure
-    leading = best.norms.topk(min(sampling.ascent_rows, len(best.norms))).indices
-    # Rows of the Jacobian at each of the points: one, or all of them at the only point.
-    rows = problem.rows if measure.joint else problem.rows[leading]
-    each = len(rows) // len(leading)
-    points = best.points[leading].clone()
-    radius = (problem.upper - problem.lower) / 2
-    for step in clock.in_time(range(sampling.ascent_steps), STAGE):
-        remaining = 1 - step / sampling.ascent_steps
+def _climb(
+    problem: LocalProblem, record: Record, points: Tensor, sampling: Sampling, clock: Clock
+) -> None:
+    """Climb from the best points of the leading rows, the first of them more than once.
 
-        def smooth(node: Node, preact: Tensor, sharpness: float = 0.3 * remaining) -> Tensor:
-            scale = preact.detach().abs().mean().clamp(min=torch.finfo(preact.dtype).tiny)
-            return node.activation.smooth_slope(preact, sharpness * scale)
-
-        points.requires_grad_()
-        with torch.enable_grad():
-            repeated = points.repeat_interleave(each, 0)
-            gradients = graph.pull_back(graph.values(repeated), rows, smooth)
-            surrogate = measure(gradients.reshape(len(points), each, -1)).sum()
-            if not surrogate.requires_grad:  # an affine network has one gradient everywhere
-                return
-            direction = torch.autograd.grad(surrogate, points)[0].sign()
-        with torch.no_grad():
-            points = points + 0.5 * remaining * radius * direction
-            points = torch.minimum(torch.maximum(points, problem.lower), problem.upper)
-            best.update(points)
+    With few inputs the points reached are then changed at random.
+    """
+    leading = record.norms.topk(min(sampling.ascent_rows, len(record.norms))).indices
+    more = max(0, _CLIMBERS - len(leading))
+    rows = torch.cat([leading, leading.repeat(_CLIMBERS)[:more]])
+    generator = torch.Generator().manual_seed(sampling.seed)
+    climbed = ascend(
+        problem,
+        Softness(problem, points),
+        record.points[rows],
+        rows,
+        Paces.usual(len(leading)).followed_by(Paces.drawn(more, _FIRST_STEPS, generator)),
+        sampling.ascent_steps,
+        clock,
+        STAGE,
+    )
+    record.offer(climbed.points, rows, climbed.norms)
+    if problem.centre.numel() <= FEW_INPUTS and not clock.is_over:
+        elites = Elites(problem)
+        elites.add(climbed.points, rows, climbed.norms)
+        elites.add(record.points[leading], leading, record.norms[leading])
+        for _ in clock.in_time(range(_CHANGES), STAGE):
+            points, chosen = vary(problem, elites, _CHANGED, generator)
+            elites.add(points, chosen, norms_at(problem, points, chosen))
+        record.offer(elites.points, elites.rows, elites.norms)

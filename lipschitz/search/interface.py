@@ -43,7 +43,8 @@ class Bounding(Protocol):
     into parts that cover it and bounds them, never above their parents; ``refine`` may tighten
     subdomains that have the largest bounds of the pool, given the value up to which a bound counts
     as closed; ``settle`` checks leaves (choice -1); ``witness_norms`` is the true gradient's norm
-    at points.
+    at points. An engine may have an ``attack`` (:mod:`lipschitz.bounds.lower.attack`), which then
+    looks for large gradients beside the search.
     """
 
     def root(self) -> Batch: ...

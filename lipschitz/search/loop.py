@@ -66,6 +66,7 @@ def branch_and_bound(
                     count = max(1, int(count * left / needed))
                 search.round(count, threshold)
                 search.fold(limits.max_domains)
+                search.climb()
                 needed = time.perf_counter() - begin - now
                 # A round of over a tenth of the time limit: half as many subdomains in the next.
                 if needed > 0.1 * limits.timeout:

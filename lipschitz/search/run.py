@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
+from lipschitz.bounds.lower.attack import Attack
+from lipschitz.bounds.lower.record import Record
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import interval_bounds, native_crown
 from lipschitz.bounds.native.root import RootBounds
@@ -130,8 +132,8 @@ def bound_by_branching(
             "the bound is not a finite number: the network's values overflow on this box; "
             "use --dtype float64 or a smaller eps"
         )
-    limits = _limits(problem, options, begin)
-    searches = _searches(problem, options, engine, root, lower_bound, memory_budget, clock)
+    seed = 0 if sampling is None else sampling.seed
+    attack = Attack(problem, Record.of(problem, found, seed), seed, clock, begin)
     settled = root_upper <= lower_bound * (1 + options.tolerance)
     of_root = replace(
         known,
@@ -141,6 +143,17 @@ def bound_by_branching(
         root_upper_bound=root_upper,
         witness=witness,
     )
+    if not settled:
+        try:
+            attack.turn(root_upper, root.class_upper_bounds)
+        except KeyboardInterrupt:
+            return replace(of_root, seconds=time.perf_counter() - begin)
+        if attack.lower_bound > lower_bound:
+            lower_bound, witness = attack.lower_bound, attack.witness
+            of_root = replace(of_root, lower_bound=lower_bound, witness=witness)
+            settled = root_upper <= lower_bound * (1 + options.tolerance)
+    limits = _limits(problem, options, begin)
+    searches = _searches(problem, options, engine, root, lower_bound, memory_budget, clock)
     # auto_LiRPA bounds a subdomain in the same way as the root: if it ran out of time on the root,
     # it would on every subdomain.
     if (clock.is_over or (engine is not None and clock.missed)) and not settled:
@@ -152,8 +165,15 @@ def bound_by_branching(
             seconds=time.perf_counter() - begin,
         )
 
+    def engine_of(branch: str) -> Bounding:
+        """What is searched, with what looks for large gradients beside; not for entries of L1."""
+        bounding = searches[branch]()
+        if not isinstance(bounding, EntrySearch):
+            bounding.attack = attack
+        return bounding
+
     def search(branch: str, best: tuple[float, Tensor | None]) -> SearchResult:
-        return _search(searches[branch](), problem, root, best, options, limits, watch)
+        return _search(engine_of(branch), problem, root, best, options, limits, watch)
 
     def search_neurons(so_far: SearchResult) -> SearchResult:
         return _better(so_far, search("relu", (so_far.lower_bound, so_far.witness)))
@@ -171,7 +191,7 @@ def bound_by_branching(
     both, alone = options.branch == "auto" and len(searches) > 1, "relu" not in searches
     try:
         if boxes_first and (both or alone) and not settled:
-            boxes = BoxesFirst(searches["input"](), lower_bound, witness)
+            boxes = BoxesFirst(engine_of("input"), lower_bound, witness)
             result, branch = boxes.begin(limits), "input"
             root = _lower(root, boxes.state.root_bounds)
             if boxes.is_promising:

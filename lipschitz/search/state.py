@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lipschitz.bounds.lower.attack import Attack
 from lipschitz.rounding import guard, rounded_down
 from lipschitz.search.interface import Bounding, Progress, Report, SearchResult
 from lipschitz.search.pool import DomainPool
@@ -39,6 +40,7 @@ class SearchState:
         self.closed_rows = torch.full_like(self.root_bounds, -torch.inf)  # pruned or attained
         self.folded = float("-inf")  # largest upper bound given up for want of memory
         self.domains = self.programs = 0
+        self.attack: Attack | None = getattr(bounding, "attack", None)
 
     @property
     def upper_bound(self) -> float:
@@ -87,14 +89,42 @@ class SearchState:
             norms = self.bounding.witness_norms(report.points, report.point_rows)
             best = int(norms.argmax())
             norm = float(norms[best]) * (1 - guard(norms.dtype))
-            if norm > max(self.pool.largest(), self.closed_bound) * (1 + 50 * guard(norms.dtype)):
-                raise ArithmeticError(
-                    f"a true gradient has norm {norm:.9g}, above the certified bound "
-                    f"{self.upper_bound:.9g}: the bounds cannot be trusted; try --dtype float64"
-                )
-            if norm > self.lower_bound:
-                self.lower_bound, self.witness = norm, report.points[best].clone()
+            if self._take_in(norm, report.points[best]) and self.attack is not None:
+                self.attack.learn(self.witness, int(report.point_rows[best]), norm)
         return report.subdomains
+
+    def _take_in(self, norm: float, point: Tensor) -> bool:
+        """A true gradient's norm and its point; whether it is the largest so far."""
+        self._check(norm)
+        better = norm > self.lower_bound
+        if better:
+            self.lower_bound, self.witness = norm, point.clone()
+        return better
+
+    def _check(self, norm: float) -> None:
+        """Refuse bounds of all subdomains that are below a true gradient's norm."""
+        unit = guard(self.root_bounds.dtype)
+        if norm > max(self.pool.largest(), self.closed_bound) * (1 + 50 * unit):
+            raise ArithmeticError(
+                f"a true gradient has norm {norm:.9g}, above the certified bound "
+                f"{self.upper_bound:.9g}: the bounds cannot be trusted; try --dtype float64"
+            )
+
+    def climb(self) -> None:
+        """Let what looks for large gradients beside the search have its share of the time.
+
+        Raises:
+            ArithmeticError: As :meth:`look`, of the largest of all gradients found.
+        """
+        attack = self.attack
+        if attack is None:
+            return
+        if attack.seconds_due(self.upper_bound) > 0:
+            rows = self.pool.row_upper_bounds(len(self.root_bounds))
+            attack.turn(self.upper_bound, torch.maximum(rows, self.closed_rows))
+        if attack.lower_bound > self.lower_bound:
+            self._take_in(attack.lower_bound, attack.witness)
+        self._check(self.lower_bound)
 
     def round(self, count: int, threshold: float) -> None:
         """Replace the strongest subdomains above :meth:`threshold` by their children."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
+from lipschitz.bounds.lower.attack import Attack
 from lipschitz.bounds.native.backward.norm_bounds import NormBounds, norm_bounds
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
@@ -103,6 +104,7 @@ class InputSearch:
     Attributes:
         asked: The problem as it was given; points are of its precision.
         problem: The problem in the precision in which boxes are bounded.
+        attack: What looks for large gradients beside the search; None if nothing does.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class InputSearch:
         clock: Clock = UNLIMITED,
     ) -> None:
         self.asked, self.clock = problem, clock.without_notes()
+        self.attack: Attack | None = None
         self.problem = problem = in_precision_of_boxes(problem)
         graph = problem.graph
         self.plan = None if graph.product_nodes else Plan(graph)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.feasibility.batched import search_feasible
 from lipschitz.bounds.feasibility.by_program import check_leaf
+from lipschitz.bounds.lower.attack import Attack
 from lipschitz.bounds.native.backward.first_layer import FirstLayer
 from lipschitz.bounds.native.backward.norm_bounds import norm_bounds
 from lipschitz.bounds.native.interval import Interval, forward_intervals, slope_intervals
@@ -60,6 +61,9 @@ class NeuronSearch:
             leaves the splits out of them.
         memory_budget: Bytes for the rows of one chunk; a part of what is free if None.
         clock: When to stop; what is not recomputed or checked then stays as it is.
+
+    Attributes:
+        attack: What looks for large gradients beside the search; None if nothing does.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class NeuronSearch:
         clock: Clock = UNLIMITED,
     ) -> None:
         self.clock = clock.without_notes()
+        self.attack: Attack | None = None
         self.problem, self.root_bounds, self.choose = problem, root, choose
         self.bounder = DomainBounder(
             problem, root, memory_budget=memory_budget, multiplier_steps=beta_steps, clock=clock

@@ -100,6 +100,7 @@ class ProgramSearch:
     ) -> None:
         self.native, self.clock, self.always = native, clock, always
         self.problem, self.layout = native.problem, native.layout
+        self.attack = native.attack
         self.seconds_per_program = seconds_per_program(self.problem, root)
         self.most = max(1, min(_MOST, programs_at_once(self.problem, root)))
         self.seconds_per_split, self.gain_of_split = self.seconds_per_program, 0.0
