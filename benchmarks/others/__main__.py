@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     boxes = boxes_of(entries, args.set, args.only)
     methods = _methods(args.methods)
     file = RowFile(args.output / f"{STEM}.csv")
-    for row in _measured(boxes, methods, args, file):
-        print(_said(row), flush=True)
+    if not args.report_only:
+        for row in _measured(boxes, methods, args, file):
+            print(_said(row), flush=True)
     return _report(boxes, methods, args, file)
 
 
@@ -60,6 +61,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=8, help="GiB of a process (default 8)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the attack (default 0)")
+    parser.add_argument("--report-only", action="store_true", help="of the rows that are there")
     parser.add_argument("--output", type=Path, default=Path("others"), help="(default others)")
     args = parser.parse_args(argv)
     for name in ("timeout", "memory", "threads"):
@@ -170,7 +172,10 @@ def _report(
     verdicts: list[Verdict] = []
     for box in boxes:
         own = [row for row in _rows_of(box, args, file) if row.method in (ATTACK, *methods)]
-        verdicts.append(verdict(own, LADDER))
+        if own:
+            verdicts.append(verdict(own, LADDER))
+    if not verdicts:
+        raise InputError(f"{file.path} has no rows of these boxes at --timeout {args.timeout:g}")
     groups = {name: [v for v in verdicts if v.group == name] for name in SETS}
     groups = {name: found for name, found in groups.items() if found}
     summaries = {name: summary(found, methods) for name, found in groups.items()}

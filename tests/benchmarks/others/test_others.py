@@ -88,6 +88,17 @@ def test_ctrl_c_keeps_the_rows(nets, monkeypatch):
     assert (row.network, row.method, row.lower) == ("mlp", "ibp", 2.0)
 
 
+def test_a_report_of_what_is_there(nets, capsys):
+    file = RowFile(nets / "out" / "others.csv")
+    argv = arguments(nets, "--report-only", "--methods", "alpha")
+    assert run_cli(others.main, argv) == 2
+    assert "has no rows of these boxes" in capsys.readouterr().err
+    file.add(Row("table", "mlp", "0.5", "alpha", 0.5, 3.0, 2.0, "bound", 0.5))
+    assert run_cli(others.main, argv) == 0
+    assert "| mlp | 0.5 |" in (nets / "out" / "others.md").read_text()
+    assert "| cnn |" not in (nets / "out" / "others.md").read_text()
+
+
 def test_too_little_memory_ends_in_rows(nets):
     entry = json.loads((nets / "manifest.json").read_text())[0]
     job = {
