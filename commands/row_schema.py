@@ -134,7 +134,7 @@ ROW_SCHEMA: dict[str, Column] = {
     "seconds": Column("wall-clock time", "seconds"),
     "domains": _of_bounds("subdomains that were bounded, 0 without a search", "number"),
     "leaves_checked": _of_bounds("linear regions checked by a linear program", "number"),
-    "branch": _of_bounds("what the search split", "relu or input", "no --bab"),
+    "branch": _of_bounds("what the search split", "relu, input or both", "no --bab"),
     "solver_gap": _of_bounds(
         "of sdp: how far the bound may be above its program's optimum",
         "relative",

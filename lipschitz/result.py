@@ -29,7 +29,7 @@ class LipschitzResult:
         solver_gap: Of method ``sdp``: how far, relatively, ``upper_bound`` may be above the optimum
             of its semidefinite program; None elsewhere, and where the program was not reached.
         dtype, device: Where and in what precision it was computed.
-        branch: What branch and bound split, ``relu`` or ``input``; None without it.
+        branch: What branch and bound split, ``relu``, ``input`` or ``both``; None without it.
         norm, outputs, inputs: What was measured, as in :class:`lipschitz.LocalProblem`.
         not_reached: What the time did not suffice for, in words, such as ``slope optimisation``;
             the bounds hold without it.

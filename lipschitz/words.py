@@ -26,6 +26,8 @@ ENGINES = ("native", "auto_lirpa")
 
 # What branch and bound splits, when it recomputes intervals, when programs take part.
 BRANCHES = ("relu", "input", "auto")
+# What ``auto`` may do where there are few inputs: cut boxes and split neurons in one search.
+BOTH = "both"
 REFRESH = ("on", "off", "auto")
 PROGRAMS = ("auto", "always", "never")
 # How the variable to split is chosen -> whether signs of Jacobian entries compete with neurons.

@@ -3,6 +3,7 @@
 Where activations are curved and inputs are few, boxes mostly close the gap before the root's
 optimised bounds, which a search by neurons needs, would be ready. So boxes are cut for a while; if
 that closes the gap well they go on, else the other search is tried, and the better one is taken.
+Where all activations are ReLU or LeakyReLU, boxes are cut and neurons split in one search.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from lipschitz.bounds.native.terms.gradient import GradientTerms, has_curves
 from lipschitz.network.graph import Graph
 from lipschitz.search.engines.inputs import InputSearch
+from lipschitz.search.engines.regions import RegionSearch
 from lipschitz.search.interface import Limits, Progress, SearchResult
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.state import SearchState
@@ -53,11 +55,14 @@ class BoxesFirst:
         seconds: How long it may take to begin.
     """
 
-    def __init__(self, bounding: InputSearch, lower_bound: float, witness: Tensor | None) -> None:
+    def __init__(
+        self, bounding: InputSearch | RegionSearch, lower_bound: float, witness: Tensor | None
+    ) -> None:
         self.state = SearchState(bounding, lower_bound, witness)
         self.status, self.seconds = TIMEOUT, 0.0
         self._tolerance, self._half = 0.0, self._upper
         inputs = bounding.problem.centre.numel()
+        self._splits_neurons = isinstance(bounding, RegionSearch)
         self._is_small = inputs <= _FEW_INPUTS and bounding.is_smooth
 
     def begin(self, limits: Limits) -> SearchResult:
@@ -93,7 +98,12 @@ class BoxesFirst:
         return self.status == EXACT or left <= max(_SHARE_LEFT * whole, _SHARE_OF_HALF * half)
 
     def is_ahead_of(self, other: SearchResult) -> bool:
-        """Whether its upper bound is below that of another search, and falls."""
+        """Whether its upper bound is below that of another search, and falls.
+
+        Where neurons are split as well it need not fall: nothing keeps the gap open.
+        """
+        if self._splits_neurons:
+            return self.status != BOUND and self._upper < other.upper_bound
         left, half, whole = self._gaps
         falls = left <= min((1 - _LEAST_PROGRESS) * half, _LARGEST_SHARE * whole)
         return self.status != BOUND and falls and self._upper < other.upper_bound

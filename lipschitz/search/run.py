@@ -28,13 +28,14 @@ from lipschitz.search.engines.inputs import InputSearch
 from lipschitz.search.engines.largest_entry import EntrySearch
 from lipschitz.search.engines.lirpa import LirpaSearch
 from lipschitz.search.engines.neurons import NeuronSearch
+from lipschitz.search.engines.regions import RegionSearch, can_search_regions
 from lipschitz.search.heuristics import chooser
 from lipschitz.search.interface import Bounding, Limits, Progress, SearchResult
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.options import BranchOptions, check_branching, check_searched
 from lipschitz.search.trials import choose_branch, try_search
 from lipschitz.search.with_programs import combined_search
-from lipschitz.words import BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
+from lipschitz.words import BOTH, BOUND, DOMAIN_LIMIT, EXACT, INTERRUPTED, TIMEOUT
 
 if TYPE_CHECKING:
     from lipschitz.bounds.lirpa.bounds import LirpaEngine
@@ -45,6 +46,9 @@ _REFRESH_EVERY = {"on": 1, "off": 0, "auto": None}
 # fewer seconds, or a tighter bound in the same time. Not so everywhere: on one of width 64 (eps
 # 0.2, six seconds, no programs) the search reached 25.03 with them and 24.74 without.
 _BETA_STEPS = 8
+# Inputs up to which one search cuts boxes and splits neurons, where all activations are ReLU or
+# LeakyReLU. Measured up to 8 inputs, see docs/theory/input-splits.md; the limit is a choice.
+_FEW_INPUTS = 10
 # Memory for the open subdomains. A choice: with less, weak subdomains are given up earlier, and the
 # bound stays sound but may not become exact.
 _POOL_BYTES = 2 * 2**30
@@ -106,6 +110,8 @@ def bound_by_branching(
     # Boxes of few inputs are bounded so quickly that optimising the root's bounds does not pay.
     boxes_first = engine is None and options.branch != "relu" and options.sdp != "always"
     boxes_first = boxes_first and (can_cut_first(graph) or bool(graph.product_nodes))
+    regions_first = engine is None and options.branch == "auto" and options.sdp != "always"
+    boxes_first = boxes_first or (regions_first and _has_few_regions(graph))
 
     def bound_root(optimize: bool) -> RootBounds:
         part = clock.part(_SHARE_OF_ROOT)
@@ -188,11 +194,12 @@ def bound_by_branching(
         searches = _searches(problem, options, engine, root, lower, memory_budget, clock)
 
     branch, result = next(iter(searches)), None
+    first = BOTH if BOTH in searches else "input"
     both, alone = options.branch == "auto" and len(searches) > 1, "relu" not in searches
     try:
         if boxes_first and (both or alone) and not settled:
-            boxes = BoxesFirst(engine_of("input"), lower_bound, witness)
-            result, branch = boxes.begin(limits), "input"
+            boxes = BoxesFirst(engine_of(first), lower_bound, witness)
+            result, branch = boxes.begin(limits), first
             root = _lower(root, boxes.state.root_bounds)
             if boxes.is_promising:
                 result = boxes.go_on(limits, watch)
@@ -206,7 +213,7 @@ def bound_by_branching(
             if not settled:
                 branch = choose_branch(options, problem, searches, lower_bound)
             result = search(branch, (lower_bound, witness))
-        if result.status == BOUND and branch == "input" and both:
+        if result.status == BOUND and branch == first and both:
             # Every box around a point where several kinks meet has unstable neurons, so bisecting
             # cannot close it. Splitting neurons can.
             if boxes_first:
@@ -235,6 +242,11 @@ def bound_by_branching(
         branch=branch,
         not_reached=() if status == EXACT else clock.not_reached,
     )
+
+
+def _has_few_regions(graph: Graph) -> bool:
+    """Whether boxes are cut and neurons split in one search."""
+    return graph.input_shape.numel() <= _FEW_INPUTS and can_search_regions(graph)
 
 
 def _check_split(graph: Graph, options: BranchOptions) -> None:
@@ -349,8 +361,14 @@ def _searches(
         known = root.class_upper_bounds
         return InputSearch(problem, known, memory_budget=budget, clock=clock)
 
+    def do_both() -> Bounding:
+        known = root.class_upper_bounds
+        return RegionSearch(problem, known, root.preacts, memory_budget=budget, clock=clock)
+
     if problem.graph.product_nodes:  # a neuron's half is no linear constraint on products
         return {"input": cut_boxes}
+    if options.branch == "auto" and options.sdp != "always" and _has_few_regions(problem.graph):
+        return {"relu": split_neurons, BOTH: do_both}
     return {"relu": split_neurons, "input": cut_boxes}
 
 

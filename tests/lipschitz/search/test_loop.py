@@ -400,6 +400,8 @@ def test_an_interrupt_before_the_search_ends_it(medium, monkeypatch, where):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
+    # Boxes and neurons are searched by turns, as in networks of other activations.
+    monkeypatch.setattr(searching, "can_search_regions", lambda graph: False)
     monkeypatch.setattr(NeuronSearch, "children" if where == "trial" else "__init__", interrupt)
     result = bound_by_branching(problem, BranchOptions(branch="auto", tolerance=1e-9))
     assert result.status == "interrupted"
