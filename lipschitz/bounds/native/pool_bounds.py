@@ -208,7 +208,7 @@ def maximum_lines(
     """Lines around a maximum.
 
     The one below is the entry whose largest excess by another is least; the one above has the least
-    height in the middle of the box, as the chord of a ReLU has.
+    height in the middle of the box, as the chord of a ReLU has; or it is the constant.
 
     Args:
         facts: What is known of its windows, [B or 1, ...].
@@ -218,7 +218,9 @@ def maximum_lines(
     excess, rounding = facts.excess, facts.rounding
     batch = max(len(facts.lower), len(excess), len(candidates))
     middle = (facts.lower + facts.upper) / 2
-    middle, candidates = (t.expand(batch, *t.shape[1:]) for t in (middle, candidates))
+    middle, candidates, most = (
+        t.expand(batch, *t.shape[1:]) for t in (middle, candidates, facts.upper)
+    )
     if known is None:
         lower, upper = torch.zeros_like(middle), torch.zeros_like(middle)
         gap, settled = middle.new_zeros(middle.shape[:2]), torch.zeros_like(candidates[:, :, 0])
@@ -236,7 +238,7 @@ def maximum_lines(
         b, w = box[start : start + step], window[start : start + step]
         of = b if len(excess) > 1 else torch.zeros_like(b)
         lower[b, w], upper[b, w], gap[b, w] = _weights(
-            excess[of, w], candidates[b, w], middle[b, w]
+            excess[of, w], candidates[b, w], middle[b, w], most[b, w]
         )
     # The weights sum to 1 but for rounding, which the sizes of the entries multiply.
     largest = torch.maximum(facts.lower.abs(), facts.upper.abs())
@@ -251,8 +253,16 @@ def gap_above(weights: Tensor, excess: Tensor, candidates: Tensor) -> Tensor:
     return sums.masked_fill(~candidates, -torch.inf).amax(-1)
 
 
-def _weights(excess: Tensor, candidates: Tensor, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights below and above, and the constant above, of windows [M, n] with candidates."""
+def _weights(
+    excess: Tensor, candidates: Tensor, middle: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights below and above, and the constant above, of windows [M, n].
+
+    Args:
+        excess: U, [M, n, n].
+        candidates: [M, n].
+        middle, most: The entries in the middle of the box, and at most.
+    """
     pairs = candidates.unsqueeze(2) & candidates.unsqueeze(1)
     excess = excess.masked_fill(~pairs, 0)
     regret = excess.amax(1).masked_fill(~candidates, torch.inf)
@@ -270,7 +280,10 @@ def _weights(excess: Tensor, candidates: Tensor, middle: Tensor) -> tuple[Tensor
         better = (total[:, 0] > 0) & (height < best)
         upper = torch.where(better.unsqueeze(1), trial, upper)
         best = torch.where(better, height, best)
-    return lower, upper, gap_above(upper, excess, candidates).clamp(min=0)
+    gap = gap_above(upper, excess, candidates).clamp(min=0)
+    constant = most.masked_fill(~candidates, -torch.inf).amax(1)
+    better = constant - top[:, 0] < best
+    return lower, upper.masked_fill(better.unsqueeze(1), 0), torch.where(better, constant, gap)
 
 
 def _equal(payoff: Tensor, candidates: Tensor) -> Tensor:
