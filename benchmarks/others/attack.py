@@ -32,14 +32,18 @@ _STARTS = 16  # points climbed at once
 _PROPOSALS = 64
 _STEPS = 30
 # Of a climb, drawn between, on a logarithmic scale: the first width of kinks in deviations of their
-# inputs over the box, what is left of it at the end, and the first step in radii.
+# inputs over the box, what is left of it at the end, and the first step in radii. Chosen by trying
+# on networks of ReLUs: of few inputs the best regions are small, and sharper kinks find them.
 _RANGES = ((1.0, 40.0), (0.003, 0.2), (0.05, 0.6))
+_RANGES_OF_FEW = ((0.1, 5.0), (0.01, 0.5), (0.02, 0.6))
+_FEW_INPUTS = 100
 _REMEMBERED = 6  # climbs that led highest
 _PATIENCE = 3  # rounds of the same best before the pool is begun anew
+_BATCHES_ANEW = 4  # of points at random
 _AGAIN = 0.25  # share of new pools that hold the best of all before
 _ROWS = 4  # outputs that are climbed, those of the largest gradients
 # Up to so many inputs batches are this many times as large: there calls cost more than points.
-_BATCHES = ((100, 4.0), (1000, 1.0), (math.inf, 0.5))
+_BATCHES = ((_FEW_INPUTS, 4.0), (1000, 1.0), (math.inf, 0.5))
 
 
 @dataclass
@@ -223,10 +227,15 @@ class Attack:
             points, values, rows = together
             self._keep(points, values, rows)
         else:
-            unit = self._uniform((int(_PROPOSALS * self.scale), *self.shape))
-            corners = torch.rand(len(unit), generator=self.random) < 0.5
-            unit[corners] = unit[corners].sign()
-            self._look(self._within(unit))
+            for _ in range(_BATCHES_ANEW):
+                self._look(self._within(self._mixed(int(_PROPOSALS * self.scale))))
+
+    def _mixed(self, count: int) -> Tensor:
+        """Points at random, from -1 to 1, with a share of their inputs at the ends."""
+        unit = self._uniform((count, *self.shape))
+        share = torch.rand(count, *[1] * len(self.shape), generator=self.random)
+        at_end = torch.rand(unit.shape, generator=self.random) < share
+        return torch.where(at_end, unit.sign(), unit)
 
     def _first_points(self) -> Iterator[Tensor]:
         yield self.centre[None]
@@ -258,18 +267,19 @@ class Attack:
     def _starts(self, count: int) -> tuple[Tensor, Tensor]:
         """Points to begin at, half of them of the pool, and the rows that are looked at."""
         old = torch.randint(len(self.points), (count // 2,), generator=self.random)
-        new = self._within(self._uniform((count - len(old), *self.shape)))
+        new = self._within(self._mixed(count - len(old)))
         new[: len(new) // 2] = self.centre
         some = torch.randint(len(self.best_rows), (len(new),), generator=self.random)
         return torch.cat([self.points[old], new]), torch.cat([self.rows[old], self.best_rows[some]])
 
     def _how_to_climb(self) -> list[float]:
         """Widths and step as :data:`_RANGES` has them: anew, or near those of a good climb."""
-        drawn = torch.rand(len(_RANGES), generator=self.random).tolist()
+        ranges = _RANGES_OF_FEW if self.inputs <= _FEW_INPUTS else _RANGES
+        drawn = torch.rand(len(ranges), generator=self.random).tolist()
         if self.climbs and float(torch.rand(1, generator=self.random)) < 0.6:
             known = self.climbs[int(torch.randint(len(self.climbs), (1,), generator=self.random))]
             return [k * 1.5 ** (2 * d - 1) for k, d in zip(known[1], drawn, strict=True)]
-        return [low * (high / low) ** d for (low, high), d in zip(_RANGES, drawn, strict=True)]
+        return [low * (high / low) ** d for (low, high), d in zip(ranges, drawn, strict=True)]
 
     def _climb(self, deviations: list[Tensor]) -> Iterator[None]:
         """Ascent of the rounded off norm by steps of signs, kinks sharpened on the way."""
