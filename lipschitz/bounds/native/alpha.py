@@ -23,7 +23,7 @@ from lipschitz.bounds.native.backward.spectral import spectral_bounds
 from lipschitz.bounds.native.crown import root_bounds
 from lipschitz.bounds.native.forward.maxima import (
     entries_of,
-    narrowed_excess,
+    narrowed_facts,
     settle_maximum,
 )
 from lipschitz.bounds.native.forward.preactivations import preactivation_bounds
@@ -121,11 +121,11 @@ def native_alpha(
             continue
         if activation in plan.tree:
             end = plan.tree[activation]
-            excess, of = plain_windows[end].excess, plan.pools[end].of
-            value = entries_of(plan, end, intervals, preacts)
+            of = plan.pools[end].of
+            windows[end] = plain_windows[end]
             if not is_cut and plan.value_exactness[of] is Exactness.LOOSE:
 
-                def rows_of(first: Tensor, second: Tensor, end: int = end) -> Tensor:
+                def rows_of(first: Tensor, second: Tensor | None, end: int = end) -> Tensor:
                     return optimised_preactivation_rows(
                         plan,
                         end,
@@ -141,9 +141,11 @@ def native_alpha(
                         second=second,
                     )
 
-                pool, margin = plan.pools[end], intervals.rounding[of]
-                excess = narrowed_excess(pool, value, excess, margin, rows_of)
-            windows[end] = WindowFacts.of(plan.pools[end], value, intervals.rounding[of], excess)
+                value = entries_of(plan, end, intervals, preacts)
+                margin = intervals.rounding[of]
+                windows[end] = narrowed_facts(
+                    plan.pools[end], plain_windows[end], value, margin, rows_of
+                )
             lines: dict[int, Lines | MaximumLines] = {}
             candidates = settle_maximum(plan, end, windows[end], intervals, preacts, lines)
             maxima[end] = Maximum(lines[end], candidates)

@@ -23,7 +23,7 @@ from lipschitz.bounds.native.memory.budget import numbers_at_once, take
 from lipschitz.bounds.native.memory.differences import Differences
 from lipschitz.bounds.native.memory.effort import value_effort
 from lipschitz.bounds.native.memory.tiles import Tiles
-from lipschitz.bounds.native.plan import Plan
+from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.pool_bounds import (
     WindowFacts,
     candidates_of,
@@ -33,6 +33,7 @@ from lipschitz.bounds.native.pool_bounds import (
     shaped,
 )
 from lipschitz.bounds.native.pool_lines import MaximumLines
+from lipschitz.bounds.native.rows import needed_indices, place
 from lipschitz.network.pooled import Pooled, gathered
 
 # How many of a window's entries are compared with each other, and not only with the largest. A
@@ -41,14 +42,14 @@ _LARGEST = 4
 STAGE = "linear bounds of maxima"
 
 # Upper bounds of x_a - x_b and of x_b - x_a, [2, B, K], of pairs a, b of flat coordinates, [K].
-RowsOf = Callable[[Tensor, Tensor], Tensor]
+RowsOf = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def difference_rows(
     plan: Plan,
     end: int,
     first: Tensor,
-    second: Tensor,
+    second: Tensor | None,
     lines: dict[int, Lines | MaximumLines],
     lower: Tensor,
     upper: Tensor,
@@ -62,7 +63,8 @@ def difference_rows(
     Args:
         plan: The graph.
         end: The maximum's node.
-        first, second: Flat coordinates a and b in the entries' node, [K].
+        first, second: Flat coordinates a and b in the entries' node, [K]; without b the entries
+            ``x_a`` themselves are bounded.
         lines: Lines of the earlier activations and maxima, [B or 1, ...].
         lower, upper: Boxes, [B or 1, *input_shape].
         budget: Bytes for rows.
@@ -80,7 +82,7 @@ def difference_rows(
     bounds = lower.new_full((2, batch, len(first)), torch.inf)
     numbers = numbers_at_once(budget, lower.element_size())
     tiles = Tiles.of(plan, node, first, batch, numbers, value_effort, horizon)
-    pairs = Differences.of(tiles, second)
+    pairs = tiles if second is None else Differences.of(tiles, second)
     for chunk in clock.in_time(pairs.chunks(), STAGE, plan.layer(end)):
         boxes, rows = chunk.boxes, chunk.rows
         result = value_upper_bound(
@@ -164,6 +166,26 @@ def narrowed_excess(
     return excess
 
 
+def narrowed_entries(pool: Pooled, value: Interval, rounding: Tensor, rows_of: RowsOf) -> Interval:
+    """Intervals of the entries' node, by rows for entries of windows that are not decided.
+
+    Args:
+        pool: The maximum.
+        value: Intervals of the node, [B, *shape].
+        rounding: How far rounding may have moved it, [B or 1, *shape].
+        rows_of: Bounds entries, if its second argument is None.
+    """
+    candidates = candidates_of(pool, interval_excess(pool, value)).any(0)
+    chosen = candidates & (candidates.sum(1, keepdim=True) > 1)
+    mask = torch.zeros_like(value.lower[:1], dtype=torch.bool)
+    mask.flatten()[pool.windows[chosen]] = True
+    indices = needed_indices(mask)
+    if not len(indices):
+        return value
+    found = rows_of(indices, None) + rounding.flatten(1)[:, indices]
+    return intersect(value, place(value, found, indices, mask))
+
+
 def _through(excess: Tensor, reference: Tensor, pool: Pooled) -> Tensor:
     """``U_ij`` cut to ``U_ir + U_rj``, for a reference entry r of every window, [W]."""
     batch, windows, entries, _ = excess.shape
@@ -178,6 +200,27 @@ def _through(excess: Tensor, reference: Tensor, pool: Pooled) -> Tensor:
     return torch.where(both & ~same, torch.minimum(excess, path), excess)
 
 
+def narrowed_facts(
+    pool: Pooled, known: WindowFacts, value: Interval, rounding: Tensor, rows_of: RowsOf
+) -> WindowFacts:
+    """What is known of windows, narrowed by rows.
+
+    Args:
+        pool: The maximum.
+        known: What is known.
+        value: Intervals of the entries' node, [B, *shape].
+        rounding: How far rounding may have moved it, [B or 1, *shape].
+        rows_of: Bounds entries and pairs of them.
+    """
+    value = narrowed_entries(pool, value, rounding, rows_of)
+    excess = torch.minimum(known.excess, interval_excess(pool, value))
+    excess = narrowed_excess(pool, value, excess, rounding, rows_of)
+    facts = WindowFacts.of(pool, value, rounding, excess)
+    return facts._replace(
+        lower=torch.maximum(facts.lower, known.lower), upper=torch.minimum(facts.upper, known.upper)
+    )
+
+
 def entries_of(
     plan: Plan, end: int, intervals: ForwardIntervals, preacts: dict[int, Interval]
 ) -> Interval:
@@ -189,7 +232,7 @@ def entries_of(
     return value
 
 
-def maximum_excess(
+def window_facts(
     plan: Plan,
     end: int,
     value: Interval,
@@ -202,8 +245,8 @@ def maximum_excess(
     clock: Clock = UNLIMITED,
     horizon: int = 0,
     within: Sequence[Interval] = (),
-) -> Tensor:
-    """Upper bounds of the differences of a maximum's entries by intervals and CROWN.
+) -> WindowFacts:
+    """What is known of the windows of a maximum by intervals and CROWN.
 
     Args:
         plan: The graph.
@@ -217,16 +260,19 @@ def maximum_excess(
         horizon, within: Where rows end, and the intervals there.
 
     Returns:
-        [B, W, n, n].
+        What is known of its windows.
     """
     pool = plan.pools[end]
 
-    def rows_of(first: Tensor, second: Tensor) -> Tensor:
+    def rows_of(first: Tensor, second: Tensor | None) -> Tensor:
         return difference_rows(
             plan, end, first, second, lines, lower, upper, budget, clock, horizon, within
         )
 
-    return narrowed_excess(pool, value, interval_excess(pool, value), rounding, rows_of)
+    if plan.value_exactness[pool.of] is Exactness.LOOSE:
+        value = narrowed_entries(pool, value, rounding, rows_of)
+    excess = narrowed_excess(pool, value, interval_excess(pool, value), rounding, rows_of)
+    return WindowFacts.of(pool, value, rounding, excess)
 
 
 def settle_maximum(

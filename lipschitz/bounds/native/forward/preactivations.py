@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.forward.maxima import entries_of, maximum_excess, settle_maximum
+from lipschitz.bounds.native.forward.maxima import entries_of, settle_maximum, window_facts
 from lipschitz.bounds.native.forward.value_pass import value_upper_bound
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
@@ -126,7 +126,7 @@ def preactivation_bounds(
             if horizon:
                 around = forward_intervals(plan.graph, lower, upper, preacts, last=horizon)
                 within = around.bounds
-            found = maximum_excess(
+            facts = window_facts(
                 plan,
                 end,
                 value,
@@ -139,7 +139,6 @@ def preactivation_bounds(
                 horizon=horizon,
                 within=within,
             )
-            facts = WindowFacts.of(plan.pools[end], value, margin[plan.pools[end].of], found)
             settle_maximum(plan, end, facts, intervals, preacts, lines)
             if windows is not None:
                 windows[end] = facts
