@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.others import __main__ as others
+from benchmarks.others import process
 from benchmarks.others.process import rows_of
 from benchmarks.others.rows import ATTACK, Row, RowFile
 from utils import run_cli
@@ -115,6 +116,22 @@ def test_too_little_memory_ends_in_rows(nets):
     (row,) = list(rows_of(job))
     assert row["method"] == ATTACK
     assert row["status"] in ("out of memory", "crashed")
+
+
+def test_after_a_crash_the_other_methods_go_on(monkeypatch):
+    def one_process(job):
+        first = job["methods"][0]
+        if first != "sdp":
+            yield {"method": first, "status": "bound"}
+        yield {"status": "crashed", "note": "signal 11"}
+
+    monkeypatch.setattr(process, "_one_process", one_process)
+    rows = list(rows_of({"methods": ["alpha", "sdp", "bab"]}))
+    assert [(row["method"], row["status"]) for row in rows] == [
+        ("alpha", "bound"),
+        ("sdp", "crashed"),
+        ("bab", "bound"),
+    ]
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path):
