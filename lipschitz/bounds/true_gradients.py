@@ -17,7 +17,7 @@ from torch import Tensor
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.lower.ascent import Paces, ascend
 from lipschitz.bounds.lower.elites import Elites
-from lipschitz.bounds.lower.norms_at import norms_at
+from lipschitz.bounds.lower.norms_at import norms_at, numbers_of
 from lipschitz.bounds.lower.record import GradientNorms, Record
 from lipschitz.bounds.lower.softness import Softness
 from lipschitz.bounds.lower.variation import FEW_INPUTS, vary
@@ -37,8 +37,10 @@ _CHANGE = 1e-3
 
 # With few inputs, rounds of random changes, and points of each. Choices.
 _CHANGES, _CHANGED = 8, 128
-# Climbers at least, and their first steps as shares of the box's radius. Choices.
-_CLIMBERS, _FIRST_STEPS = 16, (0.1, 0.6)
+# Climbers: at least, at most, and numbers that their values may take, up to which more of them cost
+# little; and their first steps as shares of the box's radius. Choices.
+_CLIMBERS, _MOST_CLIMBERS, _NUMBERS_OF_CLIMBERS = 16, 64, 2**15
+_FIRST_STEPS = (0.1, 0.6)
 
 STAGE = "sampled gradients"
 
@@ -213,8 +215,9 @@ def _climb(
     With few inputs the points reached are then changed at random.
     """
     leading = record.norms.topk(min(sampling.ascent_rows, len(record.norms))).indices
-    more = max(0, _CLIMBERS - len(leading))
-    rows = torch.cat([leading, leading.repeat(_CLIMBERS)[:more]])
+    climbers = min(_MOST_CLIMBERS, _NUMBERS_OF_CLIMBERS // numbers_of(problem.graph))
+    more = max(0, max(_CLIMBERS, climbers) - len(leading))
+    rows = torch.cat([leading, leading.repeat(_MOST_CLIMBERS)[:more]])
     generator = torch.Generator().manual_seed(sampling.seed)
     climbed = ascend(
         problem,

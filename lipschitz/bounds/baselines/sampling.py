@@ -27,7 +27,7 @@ from lipschitz.words import LOWER_BOUND_ONLY
 # so this method never finds less; the others have more points and steps. Choices: fewer may find
 # less.
 _CLIMBS = 8
-_LONGER = {"num_random": 256, "ascent_steps": 50}
+_LONGER = {"num_random": 256, "ascent_steps": 100}
 
 
 def sampled_lower_bounds(problem: LocalProblem, seed: int = 0, clock: Clock = UNLIMITED) -> Outcome:

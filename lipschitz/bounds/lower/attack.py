@@ -2,7 +2,7 @@
 
 Three ways take turns: ascents from points drawn anew, ascents with small steps from good points,
 and good points changed at random. Each has its share of the time; that of the one that has gained
-most in its time of late is a multiple. Rounds and the steps of ascents get longer with
+most in its time of late is a multiple. Rounds, and with them ascents, get longer with
 the time spent, so that a fraction of a second is enough to begin.
 """
 
@@ -28,9 +28,11 @@ ANEW, ON, CHANGES = "anew", "on", "changes"
 _SHARE_OF_MANY = 0.2
 _OF_BEST = 3.0
 # Seconds of a round: a share of what has been spent so far, within limits.
-_SHARE_OF_ROUND, _SHORTEST, _LONGEST = 0.1, 0.02, 1.0
-# Climbers of a round, and steps of the first ascent, of the longest, and how much longer each is.
-_CLIMBERS, _FIRST_STEPS, _MOST_STEPS, _GROWTH = 16, 30, 200, 1.15
+_SHARE_OF_ROUND, _SHORTEST, _LONGEST = 0.1, 0.05, 1.0
+# Climbers of a round: at least, at most, and numbers that their values may take, up to which more
+# of them cost little. And steps of an ascent, as many as a round has time for.
+_FEWEST, _CLIMBERS, _MOST_CLIMBERS, _NUMBERS_OF_CLIMBERS = 4, 16, 128, 2**16
+_LEAST_STEPS, _MOST_STEPS = 30, 200
 # Points whose gradients are certified at a time, at most.
 _CERTIFIED = 8
 # First steps of ascents as shares of the box's radius: anew, and from good points.
@@ -40,7 +42,7 @@ _POINTS, _NUMBERS = 512, 2**25
 # Share of a search's time, by how far its upper bound is above the lower one, at least: where much
 # is open the lower bound may be what is wrong. Half of it once nothing was gained for twice the
 # time that gains have taken, which counts from the first number of seconds on.
-_SHARES = ((1.2, 0.2), (1.02, 0.1), (1.0, 0.05))
+_SHARES = ((3.0, 0.3), (1.2, 0.2), (1.02, 0.1), (1.0, 0.05))
 _GRACE, _FRUITLESS = 0.5, 3.0
 # Seconds of a turn, at least and at most.
 _SHORTEST_TURN, _LONGEST_TURN = 0.02, 1.0
@@ -86,14 +88,16 @@ class Attack:
         self._softness: Softness | None = None
         self._open = torch.ones_like(record.norms, dtype=torch.bool)
         self._waiting = record.norms.argsort(descending=True)  # rows that have not been climbed
-        self._steps = float(_FIRST_STEPS)
         few = problem.centre.numel() <= FEW_INPUTS
         self._weights = {ANEW: 1.0, ON: 1.0, CHANGES: 1.0 if few else _SHARE_OF_MANY}
         self._seconds = dict.fromkeys(self._weights, 0.0)
         self._gains = dict.fromkeys(self._weights, 0.0)
-        self._cost: dict[str, float] = {}  # seconds of a climber's step, or of a changed point
+        self._cost: dict[str, float] = {}  # seconds of a step of all climbers, or of a new point
         each = len(problem.rows) if problem.measure.joint else 1
-        self._at_once = max(1, _NUMBERS // (numbers_of(problem.graph) * each))
+        numbers = numbers_of(problem.graph) * each
+        self._at_once = max(1, _NUMBERS // numbers)
+        climbers = max(_CLIMBERS, min(_MOST_CLIMBERS, _NUMBERS_OF_CLIMBERS // numbers))
+        self._climbers = min(climbers, self._at_once)
 
     @property
     def lower_bound(self) -> float:
@@ -260,15 +264,19 @@ class Attack:
             points, rows = vary(self.problem, self.elites, count, self._generator)
             norms, units = norms_at(self.problem, points, rows), count
         else:
-            steps, count = round(self._steps), min(4, self._at_once)
-            if cost is not None:
-                count = max(2, min(_CLIMBERS, self._at_once, int(seconds / (cost * steps))))
-                fitting = int(left / (cost * count))
-                if fitting < min(steps, int(_LONGEST / (cost * count))):
+            count, steps = self._climbers, _LEAST_STEPS
+            if cost is None and count == _CLIMBERS:  # a large network: try a few
+                count = min(_FEWEST, count)
+            elif cost is not None:
+                steps = max(steps, min(_MOST_STEPS, int(seconds / cost)))
+                if steps * cost > seconds:
+                    count = max(min(_FEWEST, count), int(count * seconds / (steps * cost)))
+                fitting = int(left / (cost * count / self._climbers))
+                if fitting < steps and left < _LONGEST:
                     return False  # a whole ascent later rather than a part of one now
                 steps = max(1, min(steps, fitting))
             points, rows, norms = self._climb(way, count, steps, Clock.of(left))
-            units = count * steps
+            units = steps * len(rows) / self._climbers
         self._cost[way] = (time.perf_counter() - begin) / units
         self.elites.add(points, rows, norms)
         return True
@@ -284,7 +292,6 @@ class Attack:
         elif way == ANEW:
             points, rows = self._drawn(count), self._rows(count)
             paces = Paces.drawn(count, _LONG_STEPS, self._generator)
-            self._steps = min(float(_MOST_STEPS), _GROWTH * self._steps)
         else:
             chosen = self.elites.draw(count, self._generator)
             points, rows = self.elites.points[chosen], self.elites.rows[chosen]

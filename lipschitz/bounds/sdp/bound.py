@@ -28,6 +28,9 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
+from lipschitz.bounds.coupled.root import coupled_root
+from lipschitz.bounds.lower.attack import Attack
+from lipschitz.bounds.lower.record import Record
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.outcome import Outcome, better
@@ -55,6 +58,9 @@ _LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
 # Most of the time limit that the linear bounds may take, and most of what is then left that sampled
 # gradients may take. Choices: they matter only where the limit is too short for all.
 _SHARE_OF_LINEAR, _SHARE_OF_SAMPLING = 0.6, 0.25
+# Bounds above this multiple of a true gradient get coupled pre-activation bounds, which may take this
+# share of the time left; what they make of the intervals is handed to programs again.
+_WORTH_MORE, _SHARE_OF_COUPLED = 1.02, 0.6
 # Share of a program's expected time that is kept for its first certificate. An estimate; what later
 # ones take is measured.
 _SHARE_OF_CERTIFICATE = 0.5
@@ -144,6 +150,7 @@ def tightened(
     status = BOUND
     try:
         bounding.run()
+        bounding.run_coupled()
     except KeyboardInterrupt:
         status = INTERRUPTED
     if status == BOUND and clock.missed:
@@ -172,6 +179,8 @@ class _Bounding:
     ) -> None:
         self.problem, self.root, self.options, self.clock = problem, root, options, clock
         self.last, self.found = last, found
+        record = Record.of(problem, found, options.seed)
+        self.attack = Attack(problem, record, options.seed, clock)
         self.upper_bounds = root.class_upper_bounds.clone()
         self.gaps = torch.full_like(self.upper_bounds, torch.nan)  # of rows without a program
 
@@ -222,6 +231,17 @@ class _Bounding:
                 self._note(len(rows) + waiting)
                 return
 
+    def run_coupled(self) -> None:
+        """The same once more where narrower pre-activation intervals may close a gap."""
+        if float(self.upper_bounds.max()) <= _WORTH_MORE * float(self.found.norms.max()):
+            return
+        budget, part = self.options.memory_budget, self.clock.part(_SHARE_OF_COUPLED)
+        root = coupled_root(self.problem, self.root, memory_budget=budget, clock=part)
+        if root is not self.root:
+            self.root = root
+            self.upper_bounds = torch.minimum(self.upper_bounds, root.class_upper_bounds)
+            self.run()
+
     def _note(self, outputs: int) -> None:
         self.clock.miss(f"semidefinite programs of {outputs} output{'s' * (outputs > 1)}")
 
@@ -241,3 +261,13 @@ class _Bounding:
         norms, witnesses = self.found.norms.clone(), self.found.witnesses.clone()
         norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
         self.found = better(self.found, GradientNorms(norms, witnesses))
+        self._attack()
+
+    def _attack(self) -> None:
+        """Go on from the largest gradient, for a share of the time."""
+        best = int(self.found.norms.argmax())
+        if not bool((self.upper_bounds > self.threshold).any()):
+            return
+        self.attack.learn(self.found.witnesses[best], best, float(self.found.norms[best]))
+        if self.attack.turn(float(self.upper_bounds.max()), self.upper_bounds):
+            self.found = better(self.found, self.attack.record.found)
