@@ -24,7 +24,7 @@ from lipschitz.problem import LocalProblem
 # What steps and widths have shrunk to at the end, as shares of the first.
 _LAST_STEP, _LAST_WIDTH = 0.05, 0.03
 # What paces are drawn between.
-_NARROWEST, _WIDEST = 2.0, 12.0
+_NARROWEST, _WIDEST = 0.6, 12.0
 _SHORTEST_MEMORY, _LONGEST_MEMORY = 0.75, 0.92
 # The pace that serves most networks.
 _STEP, _WIDTH, _MEMORY = 0.3, 6.0, 0.8

@@ -30,9 +30,9 @@ _OF_BEST = 3.0
 # Seconds of a round: a share of what has been spent so far, within limits.
 _SHARE_OF_ROUND, _SHORTEST, _LONGEST = 0.1, 0.05, 1.0
 # Climbers of a round: at least, at most, and numbers that their values may take, up to which more
-# of them cost little. And steps of an ascent, as many as a round has time for.
+# of them cost little. And steps of an ascent: at least, of the fewest climbers, and at most.
 _FEWEST, _CLIMBERS, _MOST_CLIMBERS, _NUMBERS_OF_CLIMBERS = 4, 16, 128, 2**16
-_LEAST_STEPS, _MOST_STEPS = 30, 200
+_LEAST_STEPS, _STEPS_OF_FEW, _MOST_STEPS = 30, 80, 200
 # Points whose gradients are certified at a time, at most.
 _CERTIFIED = 8
 # First steps of ascents as shares of the box's radius: anew, and from good points.
@@ -265,12 +265,15 @@ class Attack:
             norms, units = norms_at(self.problem, points, rows), count
         else:
             count, steps = self._climbers, _LEAST_STEPS
-            if cost is None and count == _CLIMBERS:  # a large network: try a few
+            is_large = count <= _CLIMBERS
+            if cost is None and is_large:  # a few, to see what they cost
                 count = min(_FEWEST, count)
             elif cost is not None:
-                steps = max(steps, min(_MOST_STEPS, int(seconds / cost)))
-                if steps * cost > seconds:
-                    count = max(min(_FEWEST, count), int(count * seconds / (steps * cost)))
+                fitting = int(seconds / cost)  # steps of all climbers
+                if is_large and fitting < _STEPS_OF_FEW:  # fewer climbers that go far
+                    count = max(min(_FEWEST, count), count * fitting // _STEPS_OF_FEW)
+                    fitting = _STEPS_OF_FEW
+                steps = max(steps, min(_MOST_STEPS, fitting))
                 fitting = int(left / (cost * count / self._climbers))
                 if fitting < steps and left < _LONGEST:
                     return False  # a whole ascent later rather than a part of one now
