@@ -8,6 +8,7 @@ Where all activations are ReLU or LeakyReLU, boxes are cut and neurons split in 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,13 +98,19 @@ class BoxesFirst:
         left, half, whole = self._gaps
         return self.status == EXACT or left <= max(_SHARE_LEFT * whole, _SHARE_OF_HALF * half)
 
-    def is_ahead_of(self, other: SearchResult) -> bool:
+    def is_ahead_of(self, other: SearchResult, root_upper: float = math.inf) -> bool:
         """Whether its upper bound is below that of another search, and falls.
 
-        Where neurons are split as well it need not fall: nothing keeps the gap open.
+        Where neurons are split as well it need not fall, since nothing keeps the gap open. Then it
+        is enough if the other search has hardly got below the root's bound, which counts anyway.
+
+        Args:
+            other: What the other search has reached.
+            root_upper: The optimised bound of the root with which that began.
         """
         if self._splits_neurons:
-            return self.status != BOUND and self._upper < other.upper_bound
+            stalls = other.upper_bound > (1 - _LEAST_PROGRESS) * root_upper
+            return self.status != BOUND and (self._upper < other.upper_bound or stalls)
         left, half, whole = self._gaps
         falls = left <= min((1 - _LEAST_PROGRESS) * half, _LARGEST_SHARE * whole)
         return self.status != BOUND and falls and self._upper < other.upper_bound

@@ -205,7 +205,9 @@ def bound_by_branching(
                 result = boxes.go_on(limits, watch)
             elif result.status != INTERRUPTED:
                 optimise_root()
-                if alone or boxes.is_ahead_of(try_neurons(result.lower_bound, boxes.seconds / 2)):
+                tried = None if alone else try_neurons(result.lower_bound, boxes.seconds / 2)
+                of_neurons = float(root.class_upper_bounds.max())
+                if tried is None or boxes.is_ahead_of(tried, of_neurons):
                     result = boxes.go_on(limits, watch)
                 else:
                     branch, result = "relu", search_neurons(result)

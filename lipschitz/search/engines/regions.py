@@ -37,6 +37,7 @@ from lipschitz.network.activations import PiecewiseLinear
 from lipschitz.network.graph import Graph
 from lipschitz.problem import LocalProblem
 from lipschitz.rounding import rounded_up
+from lipschitz.search.engines.exact_rows import HOLLOW, SOLID, ExactRows
 from lipschitz.search.engines.linked_signs import LinkedSigns
 from lipschitz.search.engines.split_gains import SplitGains
 from lipschitz.search.interface import Report
@@ -143,6 +144,7 @@ class RegionSearch:
         self.layout = NeuronLayout(graph, plan.activations)
         self._pass = ZonotopePass(plan, self.layout)
         self._links = LinkedSigns(graph, self.layout)
+        self._exact: ExactRows | None = None
         self._single: ZonotopePass | None = None
         if problem.graph.dtype == torch.float32:
             self._single = ZonotopePass(Plan(problem.graph), self.layout)
@@ -325,15 +327,30 @@ class RegionSearch:
         return Report(subdomains, centres[best], subdomains.row[best])
 
     def settle(self, leaves: Regions) -> Report:
-        """Whether a leaf is empty, or a point of it has the leaf's bound; else it is split on."""
+        """Whether a leaf is empty, or a point of it has the leaf's bound; else it is split on.
+
+        Leaves are bounded anew in double precision; those that turn out to be none stay open.
+        """
+        leaves = self._bounded_at_once(leaves, self._pass)
+        others = leaves.take((leaves.choice >= 0) & ~leaves.upper_bound.isneginf())
+        leaves = leaves.take(leaves.choice < 0)
+        if not len(leaves):
+            return Report(others, self._points(leaves, leaves.lower), leaves.row)
+        report = self._settled(leaves)
+        return report.having(subdomains=concatenate([report.subdomains, others]))
+
+    def _settled(self, leaves: Regions) -> Report:
+        """:meth:`settle` of what are leaves in double precision."""
         lower, upper = self._shaped(leaves.lower), self._shaped(leaves.upper)
         neurons = self._pass.neurons(lower, upper, leaves.sign, self._known)
         empty, points, programs = neurons.empty, torch.zeros_like(leaves.lower), 0
         attained = self._attains(leaves, points)
-        if len(neurons.spaces) and not bool(attained.all()):
+        choice = self._next_of_leaves(leaves, neurons)
+        self._exactly(leaves, neurons, empty | attained, empty, choice)
+        if len(neurons.spaces) and not bool((attained | empty).all()):
             spaces = neurons.spaces.scaled()
             test = search_feasible(spaces.matrix, spaces.constant, _FEASIBILITY_STEPS)
-            empty = (empty | test.empty) & ~attained
+            empty |= test.empty & ~attained
             points = torch.where(attained.unsqueeze(1), points, test.point)
             attained = attained | self._attains(leaves, points)
             undecided = (~(empty | attained)).nonzero()[:, 0].tolist()
@@ -343,9 +360,11 @@ class RegionSearch:
                 empty[index], programs = verdict.empty, programs + 1
                 if verdict.point is not None:
                     points[index] = verdict.point.to(points)
+                    one = slice(index, index + 1)
+                    if not bool(self._attains(leaves.take(one), points[one])):
+                        empty[index] = self._is_hollow(leaves, neurons, points, index)
             if undecided:
                 attained = attained | self._attains(leaves, points)
-        choice = self._next_of_leaves(leaves, neurons)
         closed = attained | (choice < 0)
         left = leaves.having(choice=choice).take(~(empty | closed))
         points = self._points(leaves, points)
@@ -364,6 +383,34 @@ class RegionSearch:
         largest, neuron = gap.max(1)
         scale = torch.maximum(neurons.lower.abs(), neurons.upper.abs()).amax(1)
         return torch.where(largest > 1e-9 * scale, self._inputs + neuron, -1)
+
+    def _exactly(
+        self, leaves: Regions, neurons: Neurons, done: Tensor, empty: Tensor, choice: Tensor
+    ) -> None:
+        """Note leaves without inner points as empty, and what has to be split to know, in place."""
+        whole = self.problem.upper > self.problem.lower
+        if not bool(whole.all()):  # a box within a hyperplane has none at all
+            return
+        if self._exact is None:
+            self._exact = ExactRows(self.problem.graph, self.layout)
+        if not self._exact.is_usable:
+            return
+        for index in self.clock.in_time((~done).nonzero()[:, 0].tolist()):
+            ends = neurons.lower[index], neurons.upper[index]
+            found = self._exact.look(leaves.sign[index], *ends)
+            if found == HOLLOW:
+                empty[index] = True
+            elif found != SOLID and int(choice[index]) < 0:
+                choice[index] = self._inputs + found
+
+    def _is_hollow(self, leaves: Regions, neurons: Neurons, points: Tensor, index: int) -> bool:
+        """Whether a leaf has no inner points near a point of its box."""
+        if self._exact is None or not self._exact.is_usable:
+            return False
+        lower, upper = leaves.lower[index], leaves.upper[index]
+        point = (lower + upper) / 2 + (upper - lower) / 2 * points[index]
+        ends = neurons.lower[index], neurons.upper[index]
+        return self._exact.is_hollow_at(leaves.sign[index], *ends, point)
 
     def _attains(self, leaves: Regions, points: Tensor) -> Tensor:
         """Whether the true gradient at a point of the box has the leaf's bound, [B]."""

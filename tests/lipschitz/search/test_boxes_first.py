@@ -48,7 +48,7 @@ def test_neurons_are_split_where_boxes_do_not_close(monkeypatch, dtype):
     taken = []
     for ahead in (False, True):
         monkeypatch.setattr(BoxesFirst, "is_promising", False)
-        monkeypatch.setattr(BoxesFirst, "is_ahead_of", lambda self, other, a=ahead: a)
+        monkeypatch.setattr(BoxesFirst, "is_ahead_of", lambda self, other, root, a=ahead: a)
         result = bound_by_branching(problem, BranchOptions(timeout=2.0))
         taken.append(result.branch)
         assert result.lower_bound <= result.upper_bound <= result.root_upper_bound
