@@ -216,7 +216,9 @@ def check_published(entry: Entry, rows: Sequence[Row]) -> tuple[str, bool]:
     lower = max((row.lower or 0.0 for row in rows), default=0.0)
     upper = min((row.upper or math.inf for row in inside), default=math.inf)
     loose = min((row.upper or math.inf for row in everywhere), default=math.inf)
-    if not rows or (upper == math.inf and loose == math.inf):
+    if not rows:
+        return "not measured yet", False
+    if upper == math.inf and loose == math.inf:
         return "not available: the library gives no bound", False
     above = f"at most {upper:.9g}" if upper < math.inf else "no bound"
     said = f"true gradient {lower:.9g}; large box {above}; everywhere at most {loose:.6g}"

@@ -118,6 +118,6 @@ def test_published_values(value, word, wrong):
 
 
 def test_a_published_value_without_bounds_is_not_available():
-    assert check_published(published(2.0), [])[0].startswith("not available")
+    assert check_published(published(2.0), []) == ("not measured yet", False)
     refused = [row("global", status="refused"), row("bab", status="crashed")]
     assert check_published(published(2.0), refused)[0].startswith("not available")
