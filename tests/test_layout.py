@@ -68,6 +68,7 @@ LIBRARY = [
     "lipschitz.bounds.true_curvature",
     "lipschitz.bounds.outcome",
     "lipschitz.bounds.lirpa",
+    "lipschitz.bounds.coupled",
     "lipschitz.bounds.sdp",
     "lipschitz.bounds.baselines",
     "lipschitz.bounds.methods",

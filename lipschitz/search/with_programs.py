@@ -2,7 +2,9 @@
 
 Linear bounds alone come first, for a small share of the time, since many problems need no more.
 Then the search begins anew with programs (:mod:`lipschitz.search.engines.programs`), unless these
-are so large that the time would be over before each output has one certified program.
+are so large that the time would be over before each output has one certified program. Where the gap
+is still wide, it begins with pre-activation intervals that keep the neurons of a layer together
+(:mod:`lipschitz.bounds.coupled`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import Clock
+from lipschitz.bounds.coupled.root import coupled_root
 from lipschitz.bounds.native.root import RootBounds
 from lipschitz.bounds.sdp.boxes import programs_at_once, seconds_per_program
 from lipschitz.problem import LocalProblem
@@ -32,6 +35,9 @@ from lipschitz.words import INTERRUPTED, TIMEOUT
 # in benchmarks/results/wide.md.
 _FIRST_LINEAR, _MOST_LINEAR = 0.01, 0.08
 _FAST = 0.6
+# Upper bounds above this multiple of the lower bound get coupled pre-activation bounds, for at most
+# this share of the time left. Choices: they pay on deep networks and wide boxes.
+_WORTH_COUPLING, _SHARE_OF_COUPLED = 1.05, 0.5
 
 
 @torch.no_grad()
@@ -70,6 +76,10 @@ def combined_search(
             if known.status != TIMEOUT or _elapsed(limits) >= limits.timeout:
                 return known
         clock = Clock.of(limits.timeout - _elapsed(limits))
+        if known.upper_bound > _WORTH_COUPLING * known.lower_bound:
+            coupled = coupled_root(problem, root, clock=clock.part(_SHARE_OF_COUPLED))
+            if coupled is not root:
+                root, bounding = coupled, bounding.rooted(coupled)
         search = ProgramSearch(bounding, root, clock, always=programs == "always")
         found = branch_and_bound(
             search, known.lower_bound, known.witness, limits, _going_on(known, watch)

@@ -58,9 +58,9 @@ _LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
 # Most of the time limit that the linear bounds may take, and most of what is then left that sampled
 # gradients may take. Choices: they matter only where the limit is too short for all.
 _SHARE_OF_LINEAR, _SHARE_OF_SAMPLING = 0.6, 0.25
-# Bounds above this multiple of a true gradient get coupled pre-activation bounds, which may take this
-# share of the time left; what they make of the intervals is handed to programs again.
-_WORTH_MORE, _SHARE_OF_COUPLED = 1.02, 0.6
+# Bounds above this multiple of a true gradient get coupled pre-activation bounds, which may take
+# this share of the time left; what they make of the intervals is handed to programs again.
+_WORTH_MORE, _SHARE_OF_COUPLED = 1.05, 0.6
 # Share of a program's expected time that is kept for its first certificate. An estimate; what later
 # ones take is measured.
 _SHARE_OF_CERTIFICATE = 0.5

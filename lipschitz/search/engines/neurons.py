@@ -10,6 +10,8 @@ Shapes: B subdomains, N neurons, D entries, as in :mod:`lipschitz.search.subdoma
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,13 @@ class NeuronSearch:
     ) -> None:
         self.clock = clock.without_notes()
         self.attack: Attack | None = None
+        self._settings: dict[str, Any] = {
+            "refresh_every": refresh_every,
+            "feasibility_steps": feasibility_steps,
+            "beta_steps": beta_steps,
+            "memory_budget": memory_budget,
+            "clock": clock,
+        }
         self.problem, self.root_bounds, self.choose = problem, root, choose
         self.bounder = DomainBounder(
             problem, root, memory_budget=memory_budget, multiplier_steps=beta_steps, clock=clock
@@ -110,6 +119,12 @@ class NeuronSearch:
             rows = int(is_open.sum()) + problem.centre.numel()
             refresh_every = max(1, round(rows / _ROWS_OF_A_CHEAP_BOUND))
         self.refresh_every = refresh_every
+
+    def rooted(self, root: RootBounds) -> NeuronSearch:
+        """The same search, begun from other bounds of the whole box."""
+        other = NeuronSearch(self.problem, root, self.choose, **self._settings)
+        other.attack = self.attack
+        return other
 
     def _root_subdomains(self) -> Subdomains:
         problem, root, layout = self.problem, self.root_bounds, self.layout
