@@ -31,6 +31,7 @@ from lipschitz.bounds.native.interval import Interval, forward_intervals, inters
 from lipschitz.bounds.native.joint import with_planes
 from lipschitz.bounds.native.lines import Lines
 from lipschitz.bounds.native.memory.budget import default_memory_budget
+from lipschitz.bounds.native.memory.depth import value_depth
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.pool_bounds import WindowFacts
 from lipschitz.bounds.native.pool_lines import MaximumLines
@@ -111,8 +112,20 @@ def native_alpha(
     reserve = clock.before(len(problem.rows) * (clock.now() - begin)) if clock.is_limited else clock
     optimising = reserve if optimising.ends_after(reserve) else optimising
     is_cut = bool(clock.missed)
+    loose = {
+        a
+        for a in plan.activations
+        if plan.value_exactness[plan.preact_node(a)] is Exactness.LOOSE
+        and (a not in plan.tree or a == plan.pools[plan.tree[a]].levels[0].activation)
+    }
     if is_cut:
         clock.miss(STAGE)
+    # Slopes of layers for which that takes too long are left as they are.
+    passes = {a: 2 * search.steps * int(_open(problem, plain, a).sum()) for a in loose}
+    searches = value_depth(plan, passes, 1, optimising)
+    for activation in searches.horizons if searches.for_time and not is_cut else ():
+        clock.miss(STAGE, plan.layer(activation))
+    chosen = loose - set(searches.horizons)
     preacts: dict[int, Interval] = {}
     windows: dict[int, WindowFacts] = {}
     maxima: dict[int, Maximum] = {}
@@ -123,7 +136,8 @@ def native_alpha(
             end = plan.tree[activation]
             of = plan.pools[end].of
             windows[end] = plain_windows[end]
-            if not is_cut and plan.value_exactness[of] is Exactness.LOOSE:
+            dear = activation in searches.horizons
+            if not is_cut and not dear and plan.value_exactness[of] is Exactness.LOOSE:
 
                 def rows_of(first: Tensor, second: Tensor | None, end: int = end) -> Tensor:
                     return optimised_preactivation_rows(
@@ -155,7 +169,7 @@ def native_alpha(
         is_open = problem.graph.nodes[activation].activation.is_open
         mask = is_open(*bounds)
         before = int(mask.sum())
-        if before and not is_cut and plan.value_exactness[node] is Exactness.LOOSE:
+        if before and not is_cut and activation in chosen:
             indices = needed_indices(mask)
             rows = optimised_preactivation_rows(
                 plan,
@@ -197,6 +211,11 @@ def native_alpha(
     if not has_curves(problem.graph) or not _is_loose(problem, found) or clock.is_over:
         return found
     return with_planes(problem, found, search=_LONGER, memory_budget=memory_budget, clock=clock)
+
+
+def _open(problem: LocalProblem, preacts: dict[int, Interval], activation: int) -> Tensor:
+    """Which neurons of an activation are open in the box."""
+    return problem.graph.nodes[activation].activation.is_open(*preacts[activation])
 
 
 def _is_loose(problem: LocalProblem, root: RootBounds) -> bool:

@@ -85,7 +85,8 @@ def root_bounds(
         rounding: Widening that these contain, [1, *shape].
         budget: Bytes for rows.
         tighten: As in :func:`norm_bounds`.
-        clock: When to stop; with a note in it, interval arithmetic alone is asked as well.
+        clock: When to stop; with a note in it, interval arithmetic alone is asked as well, as it
+            is wherever that cannot meet an argument that an activation is not defined for.
         windows: What is known of the windows of every maximum, B = 1.
     """
     slopes = slope_intervals(problem.graph, preacts)
@@ -102,7 +103,9 @@ def root_bounds(
     bounds = problem_bounds(
         plan, problem, slopes, norm.upper_bound, norm.entries, norm.cotangents, budget, clock
     )
-    if clock.missed:  # cut short, linear bounds may be looser than interval arithmetic alone
+    # Cut short, or in deep networks, linear bounds may be looser than interval arithmetic alone.
+    everywhere = not any(problem.graph.nodes[i].activation.needs for i in plan.activations)
+    if clock.missed or everywhere:
         bounds = torch.fmin(bounds, interval_bounds(problem))
     return RootBounds(bounds, preacts, norm, rounding, windows or {})
 

@@ -101,8 +101,7 @@ def cotangent_rows(
     bounds = rows.new_full((2, batch, len(indices)), torch.inf)
     numbers = numbers_at_once(budget, rows.element_size())
     tiles = Tiles.of(plan, node, indices, batch, numbers, cotangent_effort, horizon)
-    stage = (STAGE, plan.layer(node)) if node else (ENTRIES,)
-    for chunk in clock.in_time(tiles.chunks(), *stage):
+    for chunk in clock.in_time(tiles.chunks(), *_stage(plan, node)):
         boxes, part = chunk.boxes, chunk.rows
         result = cotangent_upper_bound(
             plan,
@@ -166,7 +165,9 @@ def norm_bounds(
         row_counts[node] = max(row_counts.get(node, 0), int(some.any(0).sum()))
     row_counts[0] = graph.input_shape.numel()
     inner = clock.part(1 - _SHARE_OF_NORM)
-    horizons, work = cotangent_depth(plan, row_counts, batch, inner)
+    horizons, work, for_time = cotangent_depth(plan, row_counts, batch, inner)
+    for index in horizons if for_time else ():
+        clock.miss(*_stage(plan, index))
     nearest = min(horizons.values(), default=len(graph.nodes))
     within: dict[int, Interval] = {}  # of the nodes passed, where rows may end
 
@@ -259,6 +260,11 @@ def norm_bounds(
         plan, measure, rows, entries, lines, cotangents, slopes, first
     )
     return NormBounds(upper_bound, entries, cotangents, coefficients)
+
+
+def _stage(plan: Plan, node: int) -> tuple[str, int | None]:
+    """What is cut short where rows of a node's cotangent are, and in which layer."""
+    return (STAGE, plan.layer(node)) if node else (ENTRIES, None)
 
 
 def _open_neurons(slope: Interval) -> int:

@@ -114,7 +114,10 @@ def preactivation_bounds(
         for n in (plan.preact_node(a),)
         if plan.value_exactness[n] is Exactness.LOOSE
     }
-    horizons = value_depth(plan, open_neurons, len(lower), clock).horizons
+    depth = value_depth(plan, open_neurons, len(lower), clock)
+    horizons = depth.horizons
+    for activation in horizons if depth.for_time else ():
+        clock.miss(STAGE, plan.layer(activation))
     lines: dict[int, Lines | MaximumLines] = {}
     for activation in plan.activations:
         if activation in preacts:  # of a maximum's tree
@@ -144,19 +147,15 @@ def preactivation_bounds(
                 windows[end] = facts
             continue
         node = plan.preact_node(activation)
-        bounds = intervals.bounds[node]
-        if preacts and clock.missed:  # at least from what has been reached so far
-            again = forward_intervals(plan.graph, lower, upper, preacts, last=node)
-            bounds = intersect(bounds, again.bounds[node])
+        bounds, horizon, within = intervals.bounds[node], horizons.get(activation, 0), []
+        if preacts and (clock.missed or horizon):  # at least from what has been reached so far
+            within = forward_intervals(plan.graph, lower, upper, preacts, last=node).bounds
+            bounds = intersect(bounds, within[node])
         if plan.value_exactness[node] is Exactness.LOOSE:
             kind = plan.graph.nodes[activation].activation
             mask = kind.is_open(*bounds)
             indices = needed_indices(mask)
             if len(indices):
-                horizon, within = horizons.get(activation, 0), []
-                if horizon:
-                    around = forward_intervals(plan.graph, lower, upper, preacts, last=horizon)
-                    within = around.bounds
                 rows = preactivation_rows(
                     plan,
                     activation,
@@ -167,14 +166,12 @@ def preactivation_bounds(
                     budget,
                     clock,
                     horizon,
-                    within,
+                    within[: horizon + 1],
                 )
                 margin = intervals.rounding[node].flatten(1)[:, indices]
                 found = place(bounds, rows + margin, indices, mask)
-                if horizon:  # rows that end early may be looser than intervals from the same place
-                    again = forward_intervals(plan.graph, lower, upper, preacts, last=node)
-                    bounds = intersect(bounds, again.bounds[node])
-                # Lines of a curve may leave the range of its values.
+                # Lines of a curve may leave the range of its values, and rows that end early may be
+                # looser than intervals from the same place.
                 keeps = isinstance(kind, PiecewiseLinear) and not horizon
                 bounds = found if keeps else intersect(bounds, found)
         preacts[activation] = bounds

@@ -40,10 +40,12 @@ class Depth(NamedTuple):
     Attributes:
         horizons: Node at which rows end early, by layer.
         work: Multiplications that the rows are expected to take, by layer.
+        for_time: Whether rows end early because the time is short.
     """
 
     horizons: dict[int, int]
     work: dict[int, float]
+    for_time: bool = False
 
 
 def value_depth(plan: Plan, rows: dict[int, int], batch: int, clock: Clock) -> Depth:
@@ -64,7 +66,7 @@ def value_depth(plan: Plan, rows: dict[int, int], batch: int, clock: Clock) -> D
         return (a for a in plan.activations if a < node)
 
     starts = {a: plan.preact_node(a) for a in rows}
-    return _depth(plan, starts, rows, ends, batch, value_effort, _allowed(plan, clock, 1))
+    return _depth(plan, starts, rows, ends, batch, value_effort, clock, 1)
 
 
 def cotangent_depth(plan: Plan, rows: dict[int, int], batch: int, clock: Clock) -> Depth:
@@ -75,13 +77,7 @@ def cotangent_depth(plan: Plan, rows: dict[int, int], batch: int, clock: Clock) 
         return (p for p in map(plan.preact_node, later) if p > node)
 
     starts = {node: node for node in rows}
-    allowed = _allowed(plan, clock, _COTANGENTS)
-    return _depth(plan, starts, rows, ends, batch, cotangent_effort, allowed)
-
-
-def _allowed(plan: Plan, clock: Clock, share: float) -> float:
-    kind = "cuda" if plan.graph.device.type == "cuda" else "cpu"
-    return min(share * _ALLOWANCE[kind], clock.left * _RATE[kind])
+    return _depth(plan, starts, rows, ends, batch, cotangent_effort, clock, _COTANGENTS)
 
 
 def _depth(
@@ -91,7 +87,8 @@ def _depth(
     ends: Callable[[int], Iterable[int]],
     batch: int,
     estimate: Estimate,
-    allowed: float,
+    clock: Clock,
+    share: float,
 ) -> Depth:
     """Depth by the keys of ``starts``; ``ends`` gives the horizons of a key, the farthest first."""
 
@@ -103,6 +100,9 @@ def _depth(
         return 2 * batch * rows[key] * effort.per_row
 
     full = {key: work(key, None) for key in starts if rows[key]}
+    kind = "cuda" if plan.graph.device.type == "cuda" else "cpu"
+    allowed, in_time = share * _ALLOWANCE[kind], clock.left * _RATE[kind]
+    for_time, allowed = in_time < min(allowed, sum(full.values())), min(allowed, in_time)
     if sum(full.values()) <= allowed:
         return Depth({}, full)
     limit, horizons = _level(list(full.values()), allowed), {}
@@ -111,7 +111,7 @@ def _depth(
             horizons[key], full[key] = horizon, work(key, horizon)
             if full[key] <= limit:
                 break
-    return Depth(horizons, full)
+    return Depth(horizons, full, for_time)
 
 
 def _level(amounts: list[float], total: float) -> float:
