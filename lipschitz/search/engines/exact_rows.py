@@ -49,6 +49,10 @@ class ExactRows:
 
     def __init__(self, graph: Graph, layout: NeuronLayout) -> None:
         self.graph, self.layout = graph, layout
+        self._wanted = {graph.nodes[index].parents[0] for index in layout.slices}
+        for index in range(len(graph.nodes) - 1, 0, -1):
+            if index in self._wanted:
+                self._wanted.update(graph.nodes[index].parents)
         self._maps: dict[int, list[Tensor]] = {}
         self.is_usable = self._prepare()
 
@@ -62,6 +66,9 @@ class ExactRows:
                 kind = node.activation
                 if not isinstance(kind, PiecewiseLinear) or kind.negative_slope != 0:
                     return False
+            if index not in self._wanted:
+                continue
+            if node.affine is None:
                 size[index], bits[index] = size[node.parents[0]], bits[node.parents[0]]
                 continue
             count = node.shape.numel()
@@ -130,7 +137,7 @@ class ExactRows:
         stable = torch.where(lower >= 0, 1, torch.where(upper <= 0, -1, 0))
         signs = torch.where(sign != 0, sign.long(), stable)
         for index, node in enumerate(self.graph.nodes[1:], start=1):
-            if node.affine is not None:
+            if index in self._maps:
                 *maps, bias = self._maps[index]
                 found = sum(m @ rows[p] for m, p in zip(maps, node.parents, strict=True))
                 found[:, -1] += bias
@@ -144,8 +151,6 @@ class ExactRows:
                 side = torch.tensor(chosen).to(here).unsqueeze(1)
                 rows[index] = here * (side > 0).to(here)
                 spaces.append((here * side)[(here[:, :-1] != 0).any(1)])
-            else:  # the output does not read it
-                rows[index] = rows[node.parents[0]]
         return SOLID, torch.unique(torch.cat(spaces), dim=0)
 
 
