@@ -90,8 +90,6 @@ def _sources(graph: Graph, node: int) -> set[int]:
 def _matrix(graph: Graph, first: int, last: int) -> Tensor:
     """The linear part of what leads from one node to another, [N, M]."""
     size = graph.nodes[first].shape.numel()
-    like = graph.nodes[last].affine
-    assert like is not None
     identity = torch.eye(size, dtype=graph.dtype, device=graph.device)
     values: dict[int, Tensor] = {first: identity.reshape(size, *graph.nodes[first].shape)}
     for index in range(first + 1, last + 1):

@@ -232,6 +232,14 @@ def test_convolutions_are_read_as_matrices():
     assert after is not before
 
 
+def test_activations_of_activations_are_layers_too():
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 8), nn.ReLU(), nn.Sigmoid(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)
+    problem = problem_of(nn.Sequential(*layers).double().eval(), 0.5, (8,))
+    assert len(read_chain(problem, Plan(problem.graph))) == 3
+    assert_sound(problem, coupled_root(problem, native_alpha(problem)).preacts)
+
+
 def test_time_that_is_over_leaves_everything_as_it_was():
     problem = problem_of(network())
     before = native_alpha(problem)
