@@ -21,13 +21,12 @@ from lipschitz.bounds.lower.norms_at import inside, norms_of
 from lipschitz.bounds.lower.softness import Softness
 from lipschitz.problem import LocalProblem
 
-# What steps and widths have shrunk to at the end, as shares of the first.
-_LAST_STEP, _LAST_WIDTH = 0.05, 0.03
 # What paces are drawn between.
 _NARROWEST, _WIDEST = 0.6, 12.0
 _SHORTEST_MEMORY, _LONGEST_MEMORY = 0.75, 0.92
+_SHARPEST, _BLUNTEST = 0.03, 0.2
 # The pace that serves most networks.
-_STEP, _WIDTH, _MEMORY = 0.3, 6.0, 0.8
+_STEP, _WIDTH, _MEMORY, _LAST = 0.3, 6.0, 0.8, 0.15
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,18 @@ class Paces:
         step: Length of the first step, as a share of the box's radius.
         width: How far kinks are spread at first, in variations of the neuron.
         memory: Share of the running mean that is kept in a step.
+        last: What steps and widths have shrunk to at the end, as a share of the first.
     """
 
     step: Tensor
     width: Tensor
     memory: Tensor
+    last: Tensor
 
     @staticmethod
     def usual(count: int) -> Paces:
         """The one that serves most networks, for as many climbers."""
-        return Paces(*(torch.full((count,), p) for p in (_STEP, _WIDTH, _MEMORY)))
+        return Paces(*(torch.full((count,), p) for p in (_STEP, _WIDTH, _MEMORY, _LAST)))
 
     def followed_by(self, other: Paces) -> Paces:
         """These and others."""
@@ -55,6 +56,7 @@ class Paces:
             torch.cat([self.step, other.step]),
             torch.cat([self.width, other.width]),
             torch.cat([self.memory, other.memory]),
+            torch.cat([self.last, other.last]),
         )
 
     @staticmethod
@@ -66,12 +68,13 @@ class Paces:
             first: Range of the first steps.
             generator: Of random numbers.
         """
-        uniform = torch.rand(3, count, generator=generator)
+        uniform = torch.rand(4, count, generator=generator)
         least, most = first
         return Paces(
             least * (most / least) ** uniform[0],
             _NARROWEST * (_WIDEST / _NARROWEST) ** uniform[1],
             _SHORTEST_MEMORY + (_LONGEST_MEMORY - _SHORTEST_MEMORY) * uniform[2],
+            _SHARPEST * (_BLUNTEST / _SHARPEST) ** uniform[3],
         )
 
 
@@ -111,7 +114,7 @@ def ascend(
         stage: What is noted on the clock if it stops them.
     """
     shape = (-1, *[1] * (points.dim() - 1))
-    paces = Paces(*(p.to(points) for p in (paces.step, paces.width, paces.memory)))
+    paces = Paces(*(p.to(points) for p in (paces.step, paces.width, paces.memory, paces.last)))
     step, memory = paces.step.reshape(shape), paces.memory.reshape(shape)
     radius = (problem.upper - problem.lower) / 2
     best, highest = points, torch.full_like(paces.step, -torch.inf)
@@ -119,7 +122,7 @@ def ascend(
     for k in clock.in_time(range(steps + 1), stage):
         share = k / max(1, steps)
         uphill, norms = _slope_and_norm(
-            problem, softness, points, rows, paces.width * _LAST_WIDTH**share
+            problem, softness, points, rows, paces.width * paces.last**share
         )
         better = norms > highest
         highest = torch.where(better, norms, highest)
@@ -128,7 +131,9 @@ def ascend(
             break
         size = uphill.flatten(1).abs().mean(1).clamp(min=torch.finfo(points.dtype).tiny)
         mean = memory * mean + uphill / size.reshape(shape)
-        points = inside(problem, points + step * _LAST_STEP**share * radius * mean.sign())
+        points = inside(
+            problem, points + step * paces.last.reshape(shape) ** share * radius * mean.sign()
+        )
     return Climbed(best, highest)
 
 
