@@ -4,8 +4,8 @@
 ``interval`` (interval arithmetic, forward and backward) finds the unstable neurons; ``forward``
 bounds their pre-activations by CROWN with the lines of ``lines``, whose lower slopes (alpha)
 ``slopes`` may optimise, and of ``pool_lines``, around maxima over windows, which follow from what
-``pool_bounds`` knows of the windows; ``backward`` bounds the Jacobian from the resulting intervals of the
-activations' slopes. ``crown`` and ``alpha`` put the two together, without and with optimised
+``pool_bounds`` knows of the windows; ``backward`` bounds the Jacobian from the resulting intervals
+of the activations' slopes. ``crown`` and ``alpha`` put the two together, without and with optimised
 slopes, and ``root`` is what they give; ``joint`` bounds networks with curved activations more
 tightly, on the graphs of ``terms``, ``products`` networks that multiply two values, and
 ``plane_rows`` single entries of the Jacobians of both. ``curvature`` bounds products of the Hessian
