@@ -36,6 +36,10 @@ _SHARE_LEFT, _SHARE_OF_HALF, _LARGEST_SHARE, _LEAST_PROGRESS = 0.4, 0.6, 0.6, 0.
 # Inputs up to which boxes are gone on with in any case, if no slope jumps: whatever a search by
 # neurons has reached by then, it is overtaken. Measured on networks of 3 and 4 inputs only.
 _FEW_INPUTS = 4
+# Inputs up to which boxes and neurons together go on, at least until the other search
+# has been tried. Measured: 8 inputs and 494 open neurons (dubinsrejoin) hold it up, 4 inputs and
+# 1,056 neurons (linearizenn) do not.
+_FEW_IF_MIXED = 5
 
 
 def can_cut_first(graph: Graph) -> bool:
@@ -62,7 +66,7 @@ class BoxesFirst:
         self.state = SearchState(bounding, lower_bound, witness)
         self.status, self.seconds = TIMEOUT, 0.0
         self._tolerance, self._half = 0.0, self._upper
-        inputs = bounding.problem.centre.numel()
+        inputs = self._inputs = bounding.problem.centre.numel()
         self._splits_neurons = isinstance(bounding, RegionSearch)
         self._is_small = inputs <= _FEW_INPUTS and bounding.is_smooth
 
@@ -70,12 +74,15 @@ class BoxesFirst:
         """Cut boxes for a while."""
         now = time.perf_counter()
         begin = now if limits.begin is None else limits.begin
-        self.seconds = min(_SECONDS, _SHARE_OF_TIME * limits.timeout)
+        halves = 2 if self._splits_neurons else 1
+        self.seconds = min(_SECONDS, _SHARE_OF_TIME * limits.timeout) / halves
         ends = (min(limits.timeout, now - begin + share * self.seconds) for share in (0.5, 1.0))
         first, whole = (replace(limits, timeout=end, begin=begin) for end in ends)
         result = self.go_on(first)
         self._half = self._upper
-        return result if result.status != TIMEOUT else self.go_on(whole)
+        if result.status != TIMEOUT or self.is_stuck:
+            return result
+        return self.go_on(whole)
 
     def go_on(
         self, limits: Limits, watch: Callable[[Progress], None] | None = None
@@ -87,6 +94,17 @@ class BoxesFirst:
         )
         self.status = result.status
         return result
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether neurons are split as well and still next to nothing of the gap is closed.
+
+        Then the box is too wide for it, and the time is better spent on neurons alone. With up to
+        ``_FEW_IF_MIXED`` inputs it is not believed so soon.
+        """
+        left, _, whole = self._gaps
+        many = self._splits_neurons and self._inputs > _FEW_IF_MIXED
+        return many and left > (1 - _LEAST_PROGRESS) * whole
 
     @property
     def is_promising(self) -> bool:

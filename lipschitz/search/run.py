@@ -187,6 +187,12 @@ def bound_by_branching(
     def try_neurons(lower_bound: float, seconds: float) -> SearchResult:
         return try_search(searches["relu"], lower_bound, options, seconds)
 
+    def boxes_are_ahead(boxes: BoxesFirst) -> bool:
+        if boxes.is_stuck:
+            return False
+        tried = try_neurons(boxes.state.lower_bound, boxes.seconds / 2)
+        return boxes.is_ahead_of(tried, float(root.class_upper_bounds.max()))
+
     def optimise_root() -> None:
         nonlocal root, searches
         root = _lower(bound_root(optimize), root.class_upper_bounds)
@@ -205,9 +211,7 @@ def bound_by_branching(
                 result = boxes.go_on(limits, watch)
             elif result.status != INTERRUPTED:
                 optimise_root()
-                tried = None if alone else try_neurons(result.lower_bound, boxes.seconds / 2)
-                of_neurons = float(root.class_upper_bounds.max())
-                if tried is None or boxes.is_ahead_of(tried, of_neurons):
+                if alone or boxes_are_ahead(boxes):
                     result = boxes.go_on(limits, watch)
                 else:
                     branch, result = "relu", search_neurons(result)

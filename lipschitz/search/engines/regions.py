@@ -209,8 +209,8 @@ class RegionSearch:
         in_double = int((~wide).sum())
         waiting, parts, done = regions.take(order), [], 0
         while done < len(regions):
-            columns = 2 * self._inputs + 1 + int(waiting.open_neurons[done])
-            count = max(1, min(self._numbers, _CHUNK) // (columns * self._widest))
+            columns = self._columns(int(waiting.open_neurons[done]))
+            count = self._at_once(int(waiting.open_neurons[done]))
             end = done + count if done >= in_double else min(done + count, in_double)
             part = waiting.take(slice(done, end))
             if not self.clock.allows(self._seconds * columns * len(part)):
@@ -226,6 +226,14 @@ class RegionSearch:
         rest = waiting.take(slice(done, None))
         parts.append(rest.having(choice=_widest(rest)))
         return concatenate(parts).take(order.argsort())
+
+    def _columns(self, open_neurons: int) -> int:
+        """About how many columns a region has."""
+        return 2 * self._inputs + 1 + open_neurons
+
+    def _at_once(self, open_neurons: int) -> int:
+        """How many regions make a chunk."""
+        return max(1, min(self._numbers, _CHUNK) // (self._columns(open_neurons) * self._widest))
 
     def _is_wide(self, regions: Regions) -> Tensor:
         """Which regions are bounded in single precision, [B]."""
@@ -331,8 +339,12 @@ class RegionSearch:
 
         Leaves are bounded anew in double precision; those that turn out to be none stay open.
         """
-        leaves = self._bounded_at_once(leaves, self._pass)
+        # As many as make a chunk; the others come again.
+        count = self._at_once(int(leaves.open_neurons.max()))
+        later = leaves.take(slice(count, None))
+        leaves = self._bounded_at_once(leaves.take(slice(0, count)), self._pass)
         others = leaves.take((leaves.choice >= 0) & ~leaves.upper_bound.isneginf())
+        others = concatenate([others, later])
         leaves = leaves.take(leaves.choice < 0)
         if not len(leaves):
             return Report(others, self._points(leaves, leaves.lower), leaves.row)
