@@ -64,7 +64,7 @@ def local_lipschitz(
         >>> from lipschitz import BranchOptions
         >>> result = local_lipschitz(model, x, eps=2.0, branching=BranchOptions(timeout=10))
         >>> result.status, round(result.upper_bound, 4), result.branch
-        ('exact', 3.0, 'relu')
+        ('exact', 3.0, 'both')
         >>> round(local_lipschitz(model, x, eps=0.1, norm=2).upper_bound, 4)
         1.8028
 

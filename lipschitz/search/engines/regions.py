@@ -20,8 +20,6 @@ Shapes: B subdomains, D inputs, N neurons.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -39,15 +37,20 @@ from lipschitz.problem import LocalProblem
 from lipschitz.rounding import rounded_up
 from lipschitz.search.engines.exact_rows import HOLLOW, SOLID, ExactRows
 from lipschitz.search.engines.linked_signs import LinkedSigns
+from lipschitz.search.engines.region_boxes import (
+    UNDECIDED,
+    Regions,
+    halves,
+    largest_edge,
+    widest_edge,
+)
 from lipschitz.search.engines.split_gains import SplitGains
 from lipschitz.search.interface import Report
 from lipschitz.search.subdomain_bounds.halfspaces import smaller_boxes
 from lipschitz.search.subdomain_bounds.zonotope_norms import norms_of_zonotopes
 from lipschitz.search.subdomain_bounds.zonotopes import Gradients, Neurons, ZonotopePass
-from lipschitz.search.subdomains import Batch, NeuronLayout, concatenate
+from lipschitz.search.subdomains import NeuronLayout, concatenate
 
-# Stands for a choice between the two kinds of splits that is still to be made.
-_UNDECIDED = 0
 # Numbers of one chunk of regions: a choice, measured on one core (see docs/theory/input-splits.md).
 _CHUNK = 500_000
 # Tensors as large as the columns of the widest node that are alive at once.
@@ -79,32 +82,6 @@ def can_search_regions(graph: Graph) -> bool:
         node.affine is not None or isinstance(node.activation, PiecewiseLinear)
         for node in graph.nodes[1:]
     )
-
-
-@dataclass(frozen=True)
-class Regions(Batch):
-    """B boxes with fixed signs. What is split is an input, or D plus the number of a neuron.
-
-    ``choice`` is -1 for a leaf, ``_UNDECIDED`` where it is ``edge`` or ``neuron`` and the search
-    has still to say which.
-
-    Attributes:
-        lower, upper: Corners of the boxes, [B, D].
-        sign: -1 or 1 where a neuron is fixed to one side of 0, else 0, [B, N] small integers.
-        edge, neuron: The best split of each kind, -1 if there is none, [B].
-        matter: How many slopes matter to the bound, [B].
-        open_neurons: How many neurons are open, or were in the parent, [B].
-        idle: How many cuts of edges, one after the other, have gained next to nothing, [B].
-    """
-
-    lower: Tensor
-    upper: Tensor
-    sign: Tensor
-    edge: Tensor
-    neuron: Tensor
-    matter: Tensor
-    open_neurons: Tensor
-    idle: Tensor
 
 
 class RegionSearch:
@@ -224,7 +201,7 @@ class RegionSearch:
             self._seconds = (self.clock.now() - begin) / (columns * len(part))
             done += len(part)
         rest = waiting.take(slice(done, None))
-        parts.append(rest.having(choice=_widest(rest)))
+        parts.append(rest.having(choice=widest_edge(rest)))
         return concatenate(parts).take(order.argsort())
 
     def _columns(self, open_neurons: int) -> int:
@@ -290,7 +267,7 @@ class RegionSearch:
         radius = (neurons.upper - neurons.lower).clamp(min=torch.finfo(pull.dtype).tiny) / 2
         # An edge counts with its share in the widths of the neurons that matter.
         share = columns / torch.maximum(columns.sum(1), radius).unsqueeze(1)
-        edge = _largest(regions, torch.bmm(share, pull.unsqueeze(2)).squeeze(2))
+        edge = largest_edge(regions, torch.bmm(share, pull.unsqueeze(2)).squeeze(2))
         if not pull.shape[1]:
             return regions.having(edge=edge)
         largest, neuron = pull.masked_fill(regions.sign != 0, 0).max(1)
@@ -300,12 +277,12 @@ class RegionSearch:
             edge=edge,
             neuron=neuron,
             matter=(pull > _MATTERS * largest.unsqueeze(1)).sum(1),
-            choice=torch.full_like(edge, _UNDECIDED).masked_fill(is_leaf, -1),
+            choice=torch.full_like(edge, UNDECIDED).masked_fill(is_leaf, -1),
         )
 
     def children(self, parents: Regions) -> Regions:
         """Both closed halves of every subdomain, bounded."""
-        waits = parents.choice == _UNDECIDED
+        waits = parents.choice == UNDECIDED
         few = parents.matter <= _MOST_NEURONS
         on_neuron = few & self._gains.prefers_second(parents.matter)
         # Where kinks meet, no cut of an edge helps, whatever it does elsewhere.
@@ -440,34 +417,5 @@ class RegionSearch:
         return witness_norms(self.asked, points, rows)
 
 
-def halves(parents: Regions, links: LinkedSigns) -> Regions:
-    """Both closed halves of every subdomain; they still have their parents' bounds."""
-    both = concatenate([parents, parents])
-    count, inputs = len(parents), parents.lower.shape[1]
-    at = torch.arange(count, device=parents.row.device)
-    on_edge = parents.choice < inputs
-    cut, edge = at[on_edge], parents.choice[on_edge]
-    middle = ((parents.lower + parents.upper) / 2)[cut, edge]
-    both.upper[cut, edge] = middle
-    both.lower[cut + count, edge] = middle
-    split, neuron = at[~on_edge], parents.choice[~on_edge] - inputs
-    links.fix(both.sign, split, neuron, -1)
-    links.fix(both.sign, split + count, neuron, 1)
-    return both
-
-
 def _is_double(problem: LocalProblem) -> bool:
     return problem.graph.dtype == torch.float64
-
-
-def _largest(regions: Regions, weight: Tensor) -> Tensor:
-    """The edge of the largest weight [B, D] with a number between its ends, -1 if none."""
-    middle = (regions.lower + regions.upper) / 2
-    divisible = (middle > regions.lower) & (middle < regions.upper)
-    best, edge = weight.masked_fill(~divisible, 0).max(dim=1)
-    return edge.masked_fill(~(best > 0), -1)
-
-
-def _widest(regions: Regions) -> Tensor:
-    """The longest edge that can be cut, -1 if there is none."""
-    return _largest(regions, regions.upper - regions.lower)

@@ -10,7 +10,8 @@ from lipschitz import BranchOptions, local_lipschitz
 from lipschitz.bounds.clock import Clock
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
-from lipschitz.search.engines.regions import RegionSearch, can_search_regions, halves
+from lipschitz.search.engines.region_boxes import halves
+from lipschitz.search.engines.regions import RegionSearch, can_search_regions
 from lipschitz.search.interface import Limits
 from lipschitz.search.loop import branch_and_bound
 from lipschitz.search.run import bound_by_branching
