@@ -32,10 +32,10 @@ from torch import Tensor
 from lipschitz.bounds.coupled.elementwise import Grid
 
 # Columns of V. A choice: only tightness depends on it.
-RANK = 8
+RANK = 4
 # First steps of g and of log lambda, in units in which values and bounds are about 1, and how they
 # shrink over the second half. Measured on MLPs of 3 to 7 layers.
-_PACE_OF_SLOPES, _PACE_OF_SQUARES, _LAST_SHARE = 0.05, 0.1, 0.08
+_PACE_OF_SLOPES, _PACE_OF_SQUARES, _LAST_SHARE = 0.08, 0.15, 0.08
 _MOMENTUM, _SQUARES = 0.8, 0.95
 # Logarithm of the first lambda's share of the bend, and of the smallest lambda.
 _FIRST, _LEAST = 0.1, -18.0

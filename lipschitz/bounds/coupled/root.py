@@ -24,7 +24,7 @@ from lipschitz.rounding import rounded_up
 
 STAGE = "coupled pre-activation bounds"
 # Steps of the descent. A choice: more cost time, fewer tightness.
-_STEPS = 120
+_STEPS = 80
 # Places of a neuron's interval that the descent looks at.
 _PLACES = 24
 # Numbers of the largest tensor of one chunk of rows (32 MB in float32). A choice.

@@ -58,9 +58,10 @@ _LONG, _TOLERANCE_OF_LONG = 0.1, 5e-3
 # Most of the time limit that the linear bounds may take, and most of what is then left that sampled
 # gradients may take. Choices: they matter only where the limit is too short for all.
 _SHARE_OF_LINEAR, _SHARE_OF_SAMPLING = 0.6, 0.25
-# Bounds above this multiple of a true gradient get coupled pre-activation bounds, which may take
-# this share of the time left; what they make of the intervals is handed to programs again.
-_WORTH_MORE, _SHARE_OF_COUPLED = 1.05, 0.6
+# Bounds that programs leave above the first multiple of a true gradient get coupled pre-activation
+# bounds, which may take the last share of the time left, and then programs again; linear bounds
+# above the second multiple get them at once. Choices.
+_WORTH_MORE, _FAR, _SHARE_OF_COUPLED = 1.05, 3.0, 0.6
 # Share of a program's expected time that is kept for its first certificate. An estimate; what later
 # ones take is measured.
 _SHARE_OF_CERTIFICATE = 0.5
@@ -149,8 +150,11 @@ def tightened(
     bounding = _Bounding(problem, root, options, clock, last or LastSolutions(), found)
     status = BOUND
     try:
+        if bounding.is_above(_FAR):
+            bounding.couple()
         bounding.run()
-        bounding.run_coupled()
+        if bounding.is_above(_WORTH_MORE) and bounding.couple():
+            bounding.run()
     except KeyboardInterrupt:
         status = INTERRUPTED
     if status == BOUND and clock.missed:
@@ -182,6 +186,7 @@ class _Bounding:
         record = Record.of(problem, found, options.seed)
         self.attack = Attack(problem, record, options.seed, clock)
         self.upper_bounds = root.class_upper_bounds.clone()
+        self.is_coupled = False
         self.gaps = torch.full_like(self.upper_bounds, torch.nan)  # of rows without a program
 
     @property
@@ -231,16 +236,22 @@ class _Bounding:
                 self._note(len(rows) + waiting)
                 return
 
-    def run_coupled(self) -> None:
-        """The same once more where narrower pre-activation intervals may close a gap."""
-        if float(self.upper_bounds.max()) <= _WORTH_MORE * float(self.found.norms.max()):
-            return
+    def is_above(self, multiple: float) -> bool:
+        """Whether the bound is above this multiple of a true gradient."""
+        return float(self.upper_bounds.max()) > multiple * float(self.found.norms.max())
+
+    def couple(self) -> bool:
+        """Go on from narrower pre-activation intervals, once; whether there are any."""
+        if self.is_coupled:
+            return False
+        self.is_coupled = True
         budget, part = self.options.memory_budget, self.clock.part(_SHARE_OF_COUPLED)
         root = coupled_root(self.problem, self.root, memory_budget=budget, clock=part)
-        if root is not self.root:
-            self.root = root
-            self.upper_bounds = torch.minimum(self.upper_bounds, root.class_upper_bounds)
-            self.run()
+        if root is self.root:
+            return False
+        self.root = root
+        self.upper_bounds = torch.minimum(self.upper_bounds, root.class_upper_bounds)
+        return True
 
     def _note(self, outputs: int) -> None:
         self.clock.miss(f"semidefinite programs of {outputs} output{'s' * (outputs > 1)}")
