@@ -76,7 +76,7 @@ def test_as_a_process():
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("example 0 label - upper 23.2958 lower 21.6")
+    assert lines[0].startswith("example 0 label - upper 23.2958 lower 21.8")
     assert lines[-1].startswith("avg_lip 23.2958 avg_time ")
     assert "Traceback" not in done.stderr
 
