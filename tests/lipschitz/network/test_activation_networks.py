@@ -202,7 +202,7 @@ class Composition(nn.Module):
         return self.last(x)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     layers=st.lists(
         st.tuples(st.sampled_from([n for n in NETWORKS if n != "prelu"]), st.booleans()),
