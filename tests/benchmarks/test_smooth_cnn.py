@@ -45,6 +45,7 @@ def parsed(monkeypatch, argv):
     return seen[0]
 
 
+@pytest.mark.slow
 def test_bounds_are_above_gradients_and_in_order(files, monkeypatch, capsys):
     folder, _ = files
     monkeypatch.setattr(tables, "RESULTS", folder)

@@ -90,8 +90,8 @@ def test_without_optimisation_the_limit_is_lower(monkeypatch):
 def test_small_chunks_change_nothing(optimize, monkeypatch):
     problem = curved_problem("convolution", 0.2)
     whole = planes_of(problem, optimize).entries()
-    monkeypatch.setattr(plane_rows, "_INPUTS_AT_ONCE", 5)
-    parts = planes_of(problem, optimize, memory_budget=1).entries()
+    monkeypatch.setattr(plane_rows, "_INPUTS_AT_ONCE", 25)
+    parts = planes_of(problem, optimize, memory_budget=2**15).entries()
     for one, other in zip(whole, parts, strict=True):
         # The optimisation ends for each chunk by itself, so its results differ slightly.
         slack = {"rtol": 2e-2, "atol": 1e-6} if optimize else {"rtol": 1e-12, "atol": 1e-12}
