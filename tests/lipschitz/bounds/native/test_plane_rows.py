@@ -86,7 +86,7 @@ def test_without_optimisation_the_limit_is_lower(monkeypatch):
     assert bool(torch.isfinite(planes_of(problem).entries().upper).all())
 
 
-@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("optimize", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_small_chunks_change_nothing(optimize, monkeypatch):
     problem = curved_problem("convolution", 0.2)
     whole = planes_of(problem, optimize).entries()
