@@ -28,12 +28,18 @@ _EIGENVALUE_SLACK, _SUM_SLACK = 1e-9, 1e-10
 
 
 def proved_bounds(
-    layers: list[LayerMultipliers], grids: list[Grid], parts: list[Parts], rows: Tensor
+    layers: list[LayerMultipliers],
+    matrices: list[Tensor],
+    grids: list[Grid],
+    parts: list[Parts],
+    rows: Tensor,
 ) -> Tensor:
     """Upper bounds of ``c . zeta`` over the box, [R].
 
     Args:
-        layers: Multipliers from the last layer to the first.
+        layers: Multipliers from the last layer to the first; their own matrices, which may be
+            rounded, prove nothing.
+        matrices: Of the same layers in units of the grids, float64, first layer first.
         grids: Of the same layers, first layer first; only their units count here.
         parts: Of the same layers, first layer first.
         rows: c W, in units of the last layer's values, float64 [R, N].
@@ -41,7 +47,8 @@ def proved_bounds(
     h, p = rows, torch.zeros_like(rows)
     total = torch.zeros_like(rows[:, 0])
     size = torch.zeros_like(total)
-    for layer, grid, part in zip(layers, reversed(grids), reversed(parts), strict=True):
+    behind = zip(layers, reversed(matrices), reversed(grids), reversed(parts), strict=True)
+    for layer, matrix, grid, part in behind:
         slope, square = layer.slope.double(), layer.squares().double()
         found = part.upper_bounds(
             h / grid.value_unit,
@@ -50,15 +57,15 @@ def proved_bounds(
             square / grid.preact_unit**2,
         )
         total, size = total + found, size + found.abs()
-        p = _raised_majorant(layer)
-        h = slope @ layer.matrix.double()
+        p = _raised_majorant(layer, matrix)
+        h = slope @ matrix
     ends = h.abs().sum(1) + p.sum(1)
     return total + ends + _SUM_SLACK * (size + ends)
 
 
-def _raised_majorant(layer: LayerMultipliers) -> Tensor:
-    """A proved p for the lambda of a layer, [R, M]."""
-    matrix, square = layer.bent_matrix.double(), layer.log_square.double().exp()
+def _raised_majorant(layer: LayerMultipliers, matrix: Tensor) -> Tensor:
+    """A proved p for the lambda of a layer and its matrix [N, M] in float64, [R, M]."""
+    matrix, square = matrix[layer.bent], layer.squares().double()[:, layer.bent]
     if not len(matrix):
         return torch.zeros_like(layer.weight.T, dtype=torch.float64)
     p = layer.majorant()[0].double()

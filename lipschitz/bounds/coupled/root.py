@@ -119,6 +119,7 @@ def _narrowed(
     if not len(indices):
         return None
     matrices = _in_units(layers[:-1], grids)
+    single = [matrix.float() for matrix in matrices]
     lower, upper = (end.double().flatten() for end in known)
     lower, upper = lower.clone(), upper.clone()
     widest = max(len(m[0]) for m in matrices)
@@ -132,10 +133,9 @@ def _narrowed(
         both = torch.cat([layer.matrix[some], -layer.matrix[some]])
         unit = torch.cat([width, width]).unsqueeze(1)
         rows = both * grids[-1].value_unit / unit
-        single = [matrix.float() for matrix in matrices]
         descent = Descent(grids, single, rows.float(), generator)
         descent.go_on(_STEPS)
-        bound = proved_bounds(descent.layers, grids, parts, rows) * unit[:, 0]
+        bound = proved_bounds(descent.layers, matrices, grids, parts, rows) * unit[:, 0]
         above, below = bound.chunk(2)
         centre = layer.centre[some]
         room = margin.double()[some] + 1e-10 * centre.abs()

@@ -222,7 +222,8 @@ class RegionSearch:
 
     def _bounded_at_once(self, regions: Regions, engine: ZonotopePass) -> Regions:
         neurons, gradients = self._both_passes(regions, engine)
-        box, empty = smaller_boxes(regions.lower, regions.upper, neurons.spaces)
+        precision = engine.plan.graph.dtype
+        box, empty = smaller_boxes(regions.lower, regions.upper, neurons.spaces, precision)
         norms = norms_of_zonotopes(gradients, self.problem.measure.each)
         bound = norms.upper_bound.double()
         bound = torch.where(bound.isnan(), regions.upper_bound, bound)

@@ -107,12 +107,16 @@ def _best_multiplier(rest: Tensor, g: Tensor, h: Tensor) -> Tensor:
     return torch.where(value < rest.abs().sum(2), beta, torch.zeros_like(beta))
 
 
-def smaller_boxes(lower: Tensor, upper: Tensor, spaces: HalfSpaces) -> tuple[Interval, Tensor]:
+def smaller_boxes(
+    lower: Tensor, upper: Tensor, spaces: HalfSpaces, precision: torch.dtype
+) -> tuple[Interval, Tensor]:
     """Boxes that still hold all points which the constraints allow.
 
     Args:
         lower, upper: The boxes, [B, D].
         spaces: Constraints over them, each moved to [-1, 1]^D.
+        precision: In which they were moved there; the middle and the radius of a box may be rounded
+            by as much.
 
     Returns:
         The new boxes, and which of them hold no such point, [B].
@@ -126,7 +130,7 @@ def smaller_boxes(lower: Tensor, upper: Tensor, spaces: HalfSpaces) -> tuple[Int
     empty = (above < -below).any(1) | (slack + spaces.constant < 0).any(1)
     centre = (lower + upper) / 2
     radius = torch.maximum(upper - centre, centre - lower)
-    margin = guard(lower.dtype) * (centre.abs() + radius)
+    margin = guard(precision) * (centre.abs() + radius)
     low, high = centre - radius * below - margin, centre + radius * above + margin
     found = Interval(torch.maximum(lower, low), torch.minimum(upper, high))
     empty = empty | (found.lower > found.upper).any(1)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lipschitz.bounds.clock import Clock
 from lipschitz.bounds.coupled import certificate, root
 from lipschitz.bounds.coupled.chain import read_chain
-from lipschitz.bounds.coupled.elementwise import parts_of
+from lipschitz.bounds.coupled.descent import Descent
+from lipschitz.bounds.coupled.elementwise import grid_of, parts_of
 from lipschitz.bounds.coupled.root import coupled_root
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.interval import Interval
@@ -172,6 +173,36 @@ def test_parts_bound_what_a_neuron_contributes():
     largest = (h * eta + p * eta**2 - g * zeta - square * zeta**2).amax(1).sum(1)
     assert bool((bound >= largest).all())
     assert bool((bound <= largest + 0.1).all())
+
+
+def certified(problem: LocalProblem, rounded: bool) -> tuple[Tensor, Tensor]:
+    """Proved bounds of the second layer of a network without kinks, and the true largest values."""
+    layers = read_chain(problem, Plan(problem.graph))
+    preact = Interval(*(end.flatten() for end in native_alpha(problem).preacts[layers[0].node]))
+    grids, parts = [grid_of(layers[0], preact, 9, torch.float32)], [parts_of(layers[0], preact)]
+    matrices = root._in_units(layers[:1], grids)
+    rows = layers[1].matrix * grids[0].value_unit
+    single = [matrix.float() for matrix in matrices]
+    found = Descent(grids, single, rows.float(), torch.Generator().manual_seed(0))
+    for layer in found.layers:  # the multipliers that are exact where nothing bends
+        layer.slope_unit, layer.slope_share = torch.ones(()), rows
+        layer.log_square = layer.log_square.double()
+    used = [matrix.double() for matrix in single] if rounded else matrices
+    bound = certificate.proved_bounds(found.layers, used, grids, parts, rows)
+    return bound, (layers[1].matrix @ layers[0].matrix).abs().sum(1)
+
+
+def test_rounded_matrices_prove_nothing():
+    """Where all neurons are on, bounds are exact, and matrices in float32 would cut them off."""
+    model = network(depth=2)
+    with torch.no_grad():
+        model[0].bias.fill_(100)
+    problem = problem_of(model)
+    bound, true = certified(problem, rounded=False)
+    assert bool((bound >= true).all())
+    assert bool((bound <= true * (1 + 1e-6)).all())
+    bound, _ = certified(problem, rounded=True)
+    assert not bool((bound >= true).all())
 
 
 def test_control_too_small_majorants_cut_values_off(monkeypatch):
