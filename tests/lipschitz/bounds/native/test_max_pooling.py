@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lipschitz import BranchOptions, local_lipschitz
 from lipschitz.bounds.native.alpha import native_alpha
 from lipschitz.bounds.native.crown import interval_bounds, native_crown
+from lipschitz.bounds.native.pool_lines import RoutingLines
 from lipschitz.network.graph import Graph
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
@@ -102,6 +103,21 @@ def test_no_gradient_is_above_the_bounds(make, shape, eps, dtype):
         assert (alpha <= crown * (1 + 1e-4)).all()
         assert (crown <= interval_bounds(problem) * (1 + 1e-4)).all()
         assert not (found <= alpha / 50).all()  # not a bound of any size
+
+
+def test_control_chords_without_their_gap_are_caught(monkeypatch):
+    """Negative control: sampled gradients are above bounds whose chords lie too low."""
+    whole = RoutingLines.of
+
+    def too_low(cotangent, routes):
+        return replace(whole(cotangent, routes), share=0 * cotangent.upper, gap=0 * cotangent.upper)
+
+    monkeypatch.setattr(RoutingLines, "of", staticmethod(too_low))
+    caught = 0
+    for make, shape in NETWORKS:
+        model, problem = prepared(make, shape, 0, 0.2, torch.float64)
+        caught += int((sampled(model, problem) > native_crown(problem).class_upper_bounds).any())
+    assert caught
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])

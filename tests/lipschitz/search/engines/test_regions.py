@@ -1,5 +1,6 @@
 """Boxes and neurons in one search: certified against dense points, exact where kinks meet."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from lipschitz import BranchOptions, local_lipschitz
 from lipschitz.bounds.clock import Clock
 from lipschitz.network.tracing import build_graph
 from lipschitz.problem import LocalProblem, make_problem
+from lipschitz.search.engines import regions
 from lipschitz.search.engines.region_boxes import halves
 from lipschitz.search.engines.regions import RegionSearch, can_search_regions
 from lipschitz.search.interface import Limits
@@ -73,6 +75,22 @@ def test_exact_and_above_all_true_gradients(inputs, norm, dtype):
         assert result.witness.dtype == dtype
         gradients = problem.graph.gradients(result.witness.expand(2, -1), problem.rows)
         assert float(problem.measure.of_rows(gradients).max()) >= result.lower_bound * (1 - 1e-6)
+
+
+def test_control_norms_without_the_slopes_columns_are_caught(monkeypatch):
+    """Negative control: bounds that forget what open slopes move are below true gradients."""
+    whole = regions.norms_of_zonotopes
+
+    def without_columns(gradients, measure):
+        return whole(replace(gradients, columns=0 * gradients.columns), measure)
+
+    monkeypatch.setattr(regions, "norms_of_zonotopes", without_columns)
+    problem = problem_of(network(2, 12, 3, 0), 2, 1.0)
+    try:
+        _, result = searched(problem)
+    except ArithmeticError:  # the search saw a true gradient above its bound
+        return
+    assert not bool((result.row_upper_bounds >= largest(problem) * (1 - SLACK)).all())
 
 
 def test_one_input_is_followed_piece_by_piece():

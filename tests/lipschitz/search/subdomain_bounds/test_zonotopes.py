@@ -96,7 +96,7 @@ def test_contradictory_signs_are_empty():
     ends = -torch.ones(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
     sign = torch.tensor([[1, -1], [-1, 1]], dtype=torch.int8)  # x >= 0.5 and x <= -0.5; the rest
     neurons = engine.neurons(*ends, sign)
-    box, empty = smaller_boxes(*ends, neurons.spaces)
+    box, empty = smaller_boxes(*ends, neurons.spaces, ends[0].dtype)
     assert (empty | neurons.empty).tolist() == [True, False]
     assert abs(float(box.lower[1]) + 0.5) < 1e-12
     assert abs(float(box.upper[1]) - 0.5) < 1e-12
