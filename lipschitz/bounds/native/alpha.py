@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -129,6 +130,24 @@ def native_alpha(
     preacts: dict[int, Interval] = {}
     windows: dict[int, WindowFacts] = {}
     maxima: dict[int, Maximum] = {}
+
+    def optimised_rows(node: int, first: Tensor, second: Tensor | None = None) -> Tensor:
+        """Rows of an activation's or a maximum's node, with all that is known before it."""
+        return optimised_preactivation_rows(
+            plan,
+            node,
+            first,
+            preacts,
+            margins,
+            lower,
+            upper,
+            search,
+            budget=budget,
+            clock=optimising,
+            maxima=maxima,
+            second=second,
+        )
+
     for activation in plan.activations:
         if activation in preacts:  # of a maximum's tree
             continue
@@ -138,23 +157,7 @@ def native_alpha(
             windows[end] = plain_windows[end]
             dear = activation in searches.horizons
             if not is_cut and not dear and plan.value_exactness[of] is Exactness.LOOSE:
-
-                def rows_of(first: Tensor, second: Tensor | None, end: int = end) -> Tensor:
-                    return optimised_preactivation_rows(
-                        plan,
-                        end,
-                        first,
-                        preacts,
-                        margins,
-                        lower,
-                        upper,
-                        search,
-                        budget=budget,
-                        clock=optimising,
-                        maxima=maxima,
-                        second=second,
-                    )
-
+                rows_of = partial(optimised_rows, end)
                 value = entries_of(plan, end, intervals, preacts)
                 margin = intervals.rounding[of]
                 windows[end] = narrowed_facts(
@@ -171,19 +174,7 @@ def native_alpha(
         before = int(mask.sum())
         if before and not is_cut and activation in chosen:
             indices = needed_indices(mask)
-            rows = optimised_preactivation_rows(
-                plan,
-                activation,
-                indices,
-                preacts,
-                margins,
-                lower,
-                upper,
-                search,
-                budget=budget,
-                clock=optimising,
-                maxima=maxima,
-            )
+            rows = optimised_rows(activation, indices)
             rows = rows + margins[activation].flatten(1)[:, indices]
             bounds = intersect(bounds, place(bounds, rows, indices, mask))
             if progress is not None:

@@ -16,13 +16,9 @@ import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
-from lipschitz.bounds.native.forward.value_pass import value_upper_bound
+from lipschitz.bounds.native.forward.value_rows import value_rows
 from lipschitz.bounds.native.interval import ForwardIntervals, Interval, intersect
 from lipschitz.bounds.native.lines import Lines, activation_lines
-from lipschitz.bounds.native.memory.budget import numbers_at_once, take
-from lipschitz.bounds.native.memory.differences import Differences
-from lipschitz.bounds.native.memory.effort import value_effort
-from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.pool_bounds import (
     WindowFacts,
@@ -43,60 +39,6 @@ STAGE = "linear bounds of maxima"
 
 # Upper bounds of x_a - x_b and of x_b - x_a, [2, B, K], of pairs a, b of flat coordinates, [K].
 RowsOf = Callable[[Tensor, Tensor | None], Tensor]
-
-
-def difference_rows(
-    plan: Plan,
-    end: int,
-    first: Tensor,
-    second: Tensor | None,
-    lines: dict[int, Lines | MaximumLines],
-    lower: Tensor,
-    upper: Tensor,
-    budget: int,
-    clock: Clock = UNLIMITED,
-    horizon: int = 0,
-    within: Sequence[Interval] = (),
-) -> Tensor:
-    """CROWN bounds of differences of a maximum's entries.
-
-    Args:
-        plan: The graph.
-        end: The maximum's node.
-        first, second: Flat coordinates a and b in the entries' node, [K]; without b the entries
-            ``x_a`` themselves are bounded.
-        lines: Lines of the earlier activations and maxima, [B or 1, ...].
-        lower, upper: Boxes, [B or 1, *input_shape].
-        budget: Bytes for rows.
-        clock: When to stop.
-        horizon, within: Where rows end, and the intervals there; see
-            :func:`lipschitz.bounds.native.forward.value_pass.value_upper_bound`.
-
-    Returns:
-        Upper bounds of ``x_a - x_b`` and of ``x_b - x_a``, [2, B, K]; infinity where the time did
-        not suffice.
-    """
-    node = plan.pools[end].of
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
-    bounds = lower.new_full((2, batch, len(first)), torch.inf)
-    numbers = numbers_at_once(budget, lower.element_size())
-    tiles = Tiles.of(plan, node, first, batch, numbers, value_effort, horizon)
-    pairs = tiles if second is None else Differences.of(tiles, second)
-    for chunk in clock.in_time(pairs.chunks(), STAGE, plan.layer(end)):
-        boxes, rows = chunk.boxes, chunk.rows
-        result = value_upper_bound(
-            plan,
-            node,
-            pairs.unit_rows(chunk, lower),
-            {i: line.take(boxes) for i, line in lines.items()},
-            take(centre, boxes),
-            take(radius, boxes),
-            horizon=horizon,
-            within=[Interval(*(take(e, boxes) for e in known)) for known in within],
-        )
-        bounds[0, boxes, rows], bounds[1, boxes, rows] = result.chunk(2, dim=1)
-    return pairs.restored(bounds)
 
 
 def _open_pairs(
@@ -265,8 +207,20 @@ def window_facts(
     pool = plan.pools[end]
 
     def rows_of(first: Tensor, second: Tensor | None) -> Tensor:
-        return difference_rows(
-            plan, end, first, second, lines, lower, upper, budget, clock, horizon, within
+        stage = STAGE, plan.layer(end)
+        return value_rows(
+            plan,
+            pool.of,
+            first,
+            lines,
+            lower,
+            upper,
+            budget,
+            clock,
+            stage,
+            horizon,
+            within,
+            second,
         )
 
     if plan.value_exactness[pool.of] is Exactness.LOOSE:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lipschitz.bounds.clock import UNLIMITED, Clock
 from lipschitz.bounds.native.forward.maxima import entries_of, settle_maximum, window_facts
-from lipschitz.bounds.native.forward.value_pass import value_upper_bound
+from lipschitz.bounds.native.forward.value_rows import value_rows
 from lipschitz.bounds.native.interval import (
     ForwardIntervals,
     Interval,
@@ -17,10 +16,7 @@ from lipschitz.bounds.native.interval import (
     intersect,
 )
 from lipschitz.bounds.native.lines import Lines, activation_lines
-from lipschitz.bounds.native.memory.budget import numbers_at_once, take
 from lipschitz.bounds.native.memory.depth import value_depth
-from lipschitz.bounds.native.memory.effort import value_effort
-from lipschitz.bounds.native.memory.tiles import Tiles
 from lipschitz.bounds.native.plan import Exactness, Plan
 from lipschitz.bounds.native.pool_bounds import WindowFacts
 from lipschitz.bounds.native.pool_lines import MaximumLines
@@ -58,26 +54,10 @@ def preactivation_rows(
     Returns:
         Upper bounds of z and of -z, [2, B, K]; infinity where the time did not suffice.
     """
-    node = plan.preact_node(activation)
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    batch = max(len(lower), *(len(line.intercept_gap) for line in lines.values()), 1)
-    bounds = lower.new_full((2, batch, len(indices)), torch.inf)
-    numbers = numbers_at_once(budget, lower.element_size())
-    tiles = Tiles.of(plan, node, indices, batch, numbers, value_effort, horizon)
-    for chunk in clock.in_time(tiles.chunks(), STAGE, plan.layer(activation)):
-        boxes, rows = chunk.boxes, chunk.rows
-        result = value_upper_bound(
-            plan,
-            node,
-            tiles.unit_rows(chunk, lower),
-            {i: line.take(boxes) for i, line in lines.items()},
-            take(centre, boxes),
-            take(radius, boxes),
-            horizon=horizon,
-            within=[Interval(*(take(end, boxes) for end in known)) for known in within],
-        )
-        bounds[0, boxes, rows], bounds[1, boxes, rows] = result.chunk(2, dim=1)
-    return tiles.restored(bounds)
+    node, stage = plan.preact_node(activation), (STAGE, plan.layer(activation))
+    return value_rows(
+        plan, node, indices, lines, lower, upper, budget, clock, stage, horizon, within
+    )
 
 
 def preactivation_bounds(

@@ -102,17 +102,17 @@ def test_rows_that_end_early_beat_intervals(problem, monkeypatch):
 
 def test_a_horizon_off_by_a_node_is_caught(problem, monkeypatch):
     """Negative control: intervals of other nodes than those at which rows end are no bound."""
-    from lipschitz.bounds.native.forward import preactivations
+    from lipschitz.bounds.native.forward import value_rows
 
     monkeypatch.setitem(depth._ALLOWANCE, "cpu", 0.0)
     right = native_crown(problem).class_upper_bounds
-    original = preactivations.value_upper_bound
+    original = value_rows.value_upper_bound
 
     def narrowed(*args, within=(), **others):
         middle = [type(i)((i.lower + i.upper) / 2, (i.lower + i.upper) / 2) for i in within]
         return original(*args, within=middle, **others)
 
-    monkeypatch.setattr(preactivations, "value_upper_bound", narrowed)
+    monkeypatch.setattr(value_rows, "value_upper_bound", narrowed)
     assert bool((native_crown(problem).class_upper_bounds < 0.99 * right).any())
 
 
