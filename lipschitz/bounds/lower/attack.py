@@ -42,7 +42,7 @@ _POINTS, _NUMBERS = 512, 2**25
 # Share of a search's time, by how far its upper bound is above the lower one, at least: where much
 # is open the lower bound may be what is wrong. Half of it once nothing was gained for twice the
 # time that gains have taken, which counts from the first number of seconds on.
-_SHARES = ((3.0, 0.3), (1.2, 0.2), (1.02, 0.1), (1.0, 0.05))
+_SHARES = ((3.0, 0.2), (1.2, 0.1), (1.02, 0.1), (1.0, 0.05))
 _GRACE, _FRUITLESS = 0.5, 3.0
 # Seconds of a turn, at least and at most.
 _SHORTEST_TURN, _LONGEST_TURN = 0.02, 1.0

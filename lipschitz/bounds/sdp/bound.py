@@ -232,6 +232,8 @@ class _Bounding:
             solved = solve_boxes(problem, facts, self.upper_bounds[rows], effort, starts, numbers)
             self.last.numbers[rows] = starts.keep(solved.sweeps)
             self._take_in(rows, solved)
+            if self.clock.allows((waiting + 1) * seconds):  # programs come first
+                self._attack()
             if self.clock.is_over and bool((solved.gap > tolerance).any()):
                 self._note(len(rows) + waiting)
                 return
@@ -272,7 +274,6 @@ class _Bounding:
         norms, witnesses = self.found.norms.clone(), self.found.witnesses.clone()
         norms[rows], witnesses[rows] = climbed.norms, climbed.witnesses
         self.found = better(self.found, GradientNorms(norms, witnesses))
-        self._attack()
 
     def _attack(self) -> None:
         """Go on from the largest gradient, for a share of the time."""
